@@ -1,0 +1,182 @@
+"""BERT over packed tokens, written for TorchScript.
+
+No layer sees padding: the tokens of all texts stand in one ``[T, E]`` matrix, and ``cu_seqlens``
+says where each text begins. Attention, layer norm, GELU, embedding and pooling are ops of the
+``bertron`` namespace (:mod:`bertron_kernels`); the matrix products are PyTorch's own.
+
+Shapes: B texts, T packed tokens, S padded length, H heads, D head_dim, E hidden size,
+I intermediate size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import bertron_kernels  # noqa: F401  registers torch.ops.bertron
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bertron_torchscript.checkpoint import EncoderConfig, Pooling
+
+
+class BertLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by add + layer norm (post-norm)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        hidden, intermediate = config.hidden_size, config.intermediate_size
+        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
+        self.softmax_scale = 1.0 / math.sqrt(config.head_dim)
+        self.eps = config.layer_norm_eps
+        self.qkv_weight = _parameter(3 * hidden, hidden)
+        self.qkv_bias = _parameter(3 * hidden)
+        self.output_weight = _parameter(hidden, hidden)
+        self.output_bias = _parameter(hidden)
+        self.attention_norm_weight = _parameter(hidden)
+        self.attention_norm_bias = _parameter(hidden)
+        self.intermediate_weight = _parameter(intermediate, hidden)
+        self.intermediate_bias = _parameter(intermediate)
+        self.down_weight = _parameter(hidden, intermediate)
+        self.down_bias = _parameter(hidden)
+        self.output_norm_weight = _parameter(hidden)
+        self.output_norm_bias = _parameter(hidden)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """[T, E] → [T, E]."""
+        qkv = F.linear(x, self.qkv_weight, self.qkv_bias)
+        qkv = qkv.view(x.size(0), 3, self.num_heads, self.head_dim)  # [T, 3, H, D]
+        context = torch.ops.bertron.varlen_attention(
+            qkv, cu_seqlens, max_seqlen, self.softmax_scale
+        )  # [T, H, D]
+        x = torch.ops.bertron.add_layer_norm(
+            F.linear(context.view(x.size(0), -1), self.output_weight),  # [T, E]
+            x,
+            self.output_bias,
+            self.attention_norm_weight,
+            self.attention_norm_bias,
+            self.eps,
+        )
+        inner = torch.ops.bertron.bias_gelu(
+            F.linear(x, self.intermediate_weight), self.intermediate_bias
+        )  # [T, I]
+        y: Tensor = torch.ops.bertron.add_layer_norm(
+            F.linear(inner, self.down_weight),
+            x,
+            self.down_bias,
+            self.output_norm_weight,
+            self.output_norm_bias,
+            self.eps,
+        )
+        return y
+
+
+class Bert(nn.Module):
+    """An encoder with its pooling: token ids in, one vector a text out.
+
+    Args:
+        config: The checkpoint's sizes.
+        pooling: How a text's token vectors become one vector.
+        num_layers: Layers to keep, counted from the embeddings; the rest is pruned.
+    """
+
+    def __init__(self, config: EncoderConfig, pooling: Pooling, num_layers: int) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.pooling_mode = pooling.mode
+        self.normalize = pooling.normalize
+        self.eps = config.layer_norm_eps
+        self.position_offset = config.position_offset
+        self.pad_token_id = config.pad_token_id
+        self.word_embeddings = _parameter(config.vocab_size, hidden)
+        self.position_embeddings = _parameter(config.max_positions + config.position_offset, hidden)
+        self.token_type_embeddings = (
+            _parameter(config.type_vocab_size, hidden) if config.type_vocab_size else None
+        )
+        self.embedding_norm_weight = _parameter(hidden)
+        self.embedding_norm_bias = _parameter(hidden)
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(num_layers))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        item_shape: Tensor,
+    ) -> Tensor:
+        """Pack, then :meth:`forward_packed`. The argument names are Triton server's input names.
+
+        Args:
+            input_ids: [B, S], or flat: the concatenation of every request's [b, s].
+            attention_mask: As ``input_ids``; 0 marks padding, which is dropped.
+            token_type_ids: As ``input_ids``.
+            item_shape: [B, 1], the padded length of each text (Triton server's BATCH_ITEM_SHAPE);
+                read for the flat form only.
+
+        Returns:
+            [B, E] float32.
+        """
+        kept = attention_mask != 0
+        if input_ids.dim() == 2:
+            lengths = kept.sum(1)  # [B]
+        else:
+            ends = item_shape.flatten().to(torch.int64).cumsum(0)  # [B]
+            kept_before = F.pad(kept.to(torch.int64).cumsum(0), [1, 0])  # [sum of B*S, + 1]
+            kept_to_end = kept_before.index_select(0, ends)
+            lengths = torch.diff(F.pad(kept_to_end, [1, 0]))
+        cu_seqlens = F.pad(lengths.cumsum(0), [1, 0]).to(torch.int32)  # [B + 1]
+        return self.forward_packed(
+            input_ids[kept], token_type_ids[kept], cu_seqlens, int(lengths.max().item())
+        )
+
+    @torch.jit.export
+    def forward_packed(
+        self, input_ids: Tensor, token_type_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        """The encoder over packed tokens.
+
+        Args:
+            input_ids: [T] int32 or int64, every text's tokens one after the other, no padding.
+            token_type_ids: [T]; ignored where the model has no token types.
+            cu_seqlens: [B + 1] int32, where each text begins; the last is T.
+            max_seqlen: Longest text in tokens.
+
+        Returns:
+            [B, E] float32, or [B, 2E] with mean-max pooling.
+        """
+        x = torch.ops.bertron.embedding_layer_norm(
+            input_ids,
+            self._position_ids(input_ids, cu_seqlens),
+            token_type_ids if self.token_type_embeddings is not None else None,
+            self.word_embeddings,
+            self.position_embeddings,
+            self.token_type_embeddings,
+            self.embedding_norm_weight,
+            self.embedding_norm_bias,
+            self.eps,
+        )  # [T, E]
+        for layer in self.layers:
+            x = layer(x, cu_seqlens, max_seqlen)
+        embedding: Tensor = torch.ops.bertron.pool(x, cu_seqlens, self.pooling_mode, self.normalize)
+        return embedding
+
+    def _position_ids(self, input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """[T]: each token's row in the position table."""
+        tokens = input_ids.size(0)
+        starts = cu_seqlens[:-1].to(torch.int64)  # [B]
+        lengths = torch.diff(cu_seqlens).to(torch.int64)
+        if self.position_offset == 0:
+            index = torch.arange(tokens, device=input_ids.device)
+            return index - torch.repeat_interleave(starts, lengths, output_size=tokens)
+        # RoBERTa numbers what is not the padding token, and gives that token the row of its own id:
+        # a text that spells "<pad>" has one. transformers: create_position_ids_from_input_ids.
+        counted = input_ids != self.pad_token_id
+        ordinal = counted.to(torch.int64).cumsum(0)  # [T], 1-based over the whole batch
+        before = F.pad(ordinal, [1, 0]).index_select(0, starts)  # [B]
+        ordinal = ordinal - torch.repeat_interleave(before, lengths, output_size=tokens)
+        return ordinal * counted + (self.position_offset - 1)
+
+
+def _parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape), requires_grad=False)

@@ -1,0 +1,228 @@
+"""Checkpoint → ``model.pt`` in a model repository, proven before it is put there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from bertron_torchscript.bert import Bert
+from bertron_torchscript.checkpoint import Checkpoint, EncoderConfig, read_checkpoint
+from bertron_torchscript.errors import ExportError
+from bertron_torchscript.manifest import Limits, Manifest, Verification, sha256_of
+from bertron_torchscript.model_file import MODEL_FILE, load, no_profiling, save
+from bertron_torchscript.repository import model_names, write_configs
+from bertron_torchscript.verification import verify
+from bertron_torchscript.weights import map_weights, read_safetensors
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def export(
+    source: str,
+    model_repository: Path,
+    *,
+    name: str | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    pooling_layer: int = -1,
+    dtype: str = "float32",
+    max_tokens: int | None = None,
+    expected_sha256: str | None = None,
+    progress: Callable[[str], None] = lambda _message: None,
+) -> Manifest:
+    """Export ``source`` into ``model_repository``; nothing is left there unless all of it is right.
+
+    Args:
+        source: A Hugging Face directory, or a hub name where there is a network.
+        model_repository: Where Triton server's models live; made when missing.
+        name: Triton's name of the ensemble; None gives the default three models.
+        pooling: See :func:`bertron_torchscript.checkpoint.read_checkpoint`.
+        normalize: As ``pooling``.
+        pooling_layer: Whose output is pooled: -1 the last layer, -2 the one before it (as in
+            bert-as-service), or counted from 1; 0 is the embeddings. Layers above are pruned.
+        dtype: A key of DTYPES.
+        max_tokens: As ``pooling``.
+        expected_sha256: What the weights must hash to (a checkpoint of one file only).
+        progress: Told each step, in a few words.
+
+    Returns:
+        The manifest that was written beside the model.
+
+    Raises:
+        ExportError: See the message; the repository is as it was before.
+    """
+    if dtype not in DTYPES:
+        raise ExportError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    progress(f"reading {source}")
+    checkpoint = read_checkpoint(
+        source, pooling=pooling, normalize=normalize, max_tokens=max_tokens
+    )
+    source_sha256 = {path.name: sha256_of(path) for path in checkpoint.source_files}
+    _check_sha256(checkpoint, source_sha256, expected_sha256)
+    num_layers = kept_layers(pooling_layer, checkpoint.config)
+
+    model, skipped = build(checkpoint, num_layers)
+    if skipped:
+        progress(f"leaving out {len(skipped)} weights of the pooler or of other heads")
+    with _staging(model_repository) as staging:
+        progress(f"scripting {num_layers} layers in {dtype}")
+        saved = staging / MODEL_FILE
+        save(model.to(DTYPES[dtype]), saved)
+        verification = verify_saved(saved, checkpoint, num_layers, dtype, progress)
+        tokenizer_file = Path(shutil.copyfile(checkpoint.tokenizer_file, staging / TOKENIZER_FILE))
+        manifest = _manifest(
+            checkpoint,
+            dtype,
+            num_layers,
+            verification,
+            source_sha256,
+            files_sha256={path.name: sha256_of(path) for path in (saved, tokenizer_file)},
+        )
+        _install(staging, model_repository, name, manifest)
+    return manifest
+
+
+def build(checkpoint: Checkpoint, num_layers: int) -> tuple[Bert, list[str]]:
+    """The float32 module with the checkpoint's weights, and the names of weights left out."""
+    state, skipped = map_weights(
+        read_safetensors(checkpoint.weight_files), checkpoint.config, checkpoint.weight_files[0]
+    )
+    pruned = [f"layers.{layer}." for layer in range(num_layers, checkpoint.config.num_layers)]
+    state = {key: value for key, value in state.items() if not key.startswith(tuple(pruned))}
+    model = Bert(checkpoint.config, checkpoint.pooling, num_layers).eval()
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        cause = str(error).splitlines()[-1].strip()
+        raise ExportError(
+            f"{checkpoint.weight_files[0]} does not fit the config.json beside it: {cause}"
+        ) from error
+    return model, skipped
+
+
+def kept_layers(pooling_layer: int, config: EncoderConfig) -> int:
+    """How many layers are computed so that ``pooling_layer``'s output can be pooled.
+
+    Raises:
+        ExportError: The model has no such layer.
+    """
+    kept = pooling_layer if pooling_layer >= 0 else config.num_layers + 1 + pooling_layer
+    if not 0 <= kept <= config.num_layers:
+        raise ExportError(
+            f"--pooling-layer {pooling_layer} is outside -{config.num_layers + 1}.."
+            f"{config.num_layers}: the model has {config.num_layers} layers"
+        )
+    return kept
+
+
+def verify_saved(
+    path: Path,
+    checkpoint: Checkpoint,
+    num_layers: int,
+    dtype: str,
+    progress: Callable[[str], None],
+) -> Verification:
+    """Load ``path`` again and compare it with transformers."""
+    loaded = load(path)
+    with torch.inference_mode(), no_profiling():
+        return verify(
+            loaded.forward_packed,
+            checkpoint,
+            hidden_state=num_layers,
+            dtype=dtype,
+            progress=progress,
+        )
+
+
+def _check_sha256(checkpoint: Checkpoint, found: dict[str, str], expected: str | None) -> None:
+    if expected is None:
+        return
+    if len(checkpoint.weight_files) != 1:
+        raise ExportError(
+            f"{checkpoint.directory}: the weights are {len(checkpoint.weight_files)} files; "
+            "--sha256 names one"
+        )
+    path = checkpoint.weight_files[0]
+    if found[path.name] != expected.lower():
+        raise ExportError(f"{path} has sha256 {found[path.name]}, expected {expected}")
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    dtype: str,
+    num_layers: int,
+    verification: Verification,
+    source_sha256: dict[str, str],
+    files_sha256: dict[str, str],
+) -> Manifest:
+    config, pooling = checkpoint.config, checkpoint.pooling
+    return Manifest(
+        name=checkpoint.name,
+        architecture=config.architecture,
+        dtype=dtype,
+        pooling=pooling.mode,
+        normalize=pooling.normalize,
+        num_layers=num_layers,
+        pruned_layers=config.num_layers - num_layers,
+        hidden_size=config.hidden_size,
+        embedding_size=config.hidden_size * (2 if pooling.mode == "mean-max" else 1),
+        vocab_size=config.vocab_size,
+        type_vocab_size=config.type_vocab_size,
+        limits=Limits(max_tokens_per_text=checkpoint.max_tokens_per_text),
+        verification=verification,
+        source_sha256=source_sha256,
+        files_sha256=files_sha256,
+        versions={
+            "bertron": importlib.metadata.version("bertron"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": importlib.metadata.version("transformers"),
+        },
+    )
+
+
+@contextlib.contextmanager
+def _staging(model_repository: Path) -> Iterator[Path]:
+    """A directory beside the target, so that the final step is a rename; always removed."""
+    existed = model_repository.is_dir()
+    try:
+        model_repository.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=model_repository))
+    except OSError as error:
+        raise ExportError(f"{model_repository} cannot be written: {error.strerror}") from error
+    try:
+        yield staging
+    except OSError as error:  # a full disk, above all
+        raise ExportError(f"{error.filename or staging}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # not empty: the export succeeded
+                model_repository.rmdir()
+
+
+def _install(staging: Path, repository: Path, name: str | None, manifest: Manifest) -> None:
+    """Put the files in place; manifests last, so that a cut-off export is never loaded."""
+    names = model_names(name)
+    placed = {"tokenizer": TOKENIZER_FILE, "bert": MODEL_FILE}
+    write_configs(
+        repository,
+        name=name,
+        embedding_size=manifest.embedding_size,
+        max_tokens_per_text=manifest.limits.max_tokens_per_text,
+    )
+    for step in placed:
+        (repository / names[step] / "1" / "manifest.json").unlink(missing_ok=True)
+    for step, file_name in placed.items():
+        os.replace(staging / file_name, repository / names[step] / "1" / file_name)  # noqa: PTH105
+    for step in placed:
+        manifest.write(repository / names[step] / "1")

@@ -1,0 +1,80 @@
+"""``bertron export``: the command line around :func:`bertron_torchscript.export.export`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from bertron_torchscript.checkpoint import POOLING_MODES
+from bertron_torchscript.errors import ExportError
+
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = "Turn a Hugging Face checkpoint into the model that Triton server loads."
+    parser.add_argument(
+        "source",
+        help="a directory with config.json, *.safetensors and tokenizer.json, or a hub name",
+    )
+    parser.add_argument(
+        "--model-repository", type=Path, default=Path("model_repository"), metavar="DIR"
+    )
+    parser.add_argument("--name", help="of the ensemble; the default is text_embedding")
+    parser.add_argument("--pooling", choices=POOLING_MODES, help="default: what modules.json says")
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="give embeddings length 1; default: what modules.json says, else no",
+    )
+    parser.add_argument(
+        "--pooling-layer",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="pool this layer's output: -1 the last (default), -2 the one before; the rest is pruned",
+    )
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="longest text; default: the model's"
+    )
+    parser.add_argument("--sha256", metavar="HEX", help="what the weights must hash to")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; 0 when the model is in place, 1 with one line on stderr when it is not."""
+    started = time.monotonic()
+    try:
+        from bertron_torchscript.export import export
+
+        manifest = export(
+            args.source,
+            args.model_repository,
+            name=args.name,
+            pooling=args.pooling,
+            normalize=args.normalize,
+            pooling_layer=args.pooling_layer,
+            dtype=args.dtype,
+            max_tokens=args.max_tokens,
+            expected_sha256=args.sha256,
+            progress=lambda message: _say(f"  {message}"),
+        )
+    except ExportError as error:
+        _say(f"bertron export: {error}")
+        return 1
+    _say(
+        f"exported {manifest.name} ({manifest.architecture}, {manifest.num_layers} layers, "
+        f"{manifest.dtype}, {manifest.pooling} pooling, {manifest.embedding_size} dimensions, "
+        f"up to {manifest.limits.max_tokens_per_text} tokens) to {args.model_repository} "
+        f"in {time.monotonic() - started:.1f} s; smallest cosine with transformers "
+        f"{manifest.verification.min_cosine:.7f}"
+    )
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,75 @@
+"""The model repository's configuration files, written for one export.
+
+The files under ``model_repository/`` are the templates: they describe the default model, and three
+things in them depend on the model: names, the embedding's size and the longest text. Everything
+else, comments included, is copied as it stands.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import shutil
+from pathlib import Path
+
+STEPS = ("tokenizer", "bert", "text_embedding")
+_SHIMS = ("tokenizer/1/model.py", "bert/1/model.py")
+
+
+def template_directory() -> Path:
+    """The checkout's ``model_repository/``, or the copy inside an installed package."""
+    installed = Path(str(importlib.resources.files("bertron_torchscript"))) / "model_repository"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "model_repository"
+
+
+def model_names(name: str | None) -> dict[str, str]:
+    """Triton's name of each step: the defaults, or NAME_tokenizer, NAME_bert and NAME."""
+    if name is None:
+        return {step: step for step in STEPS}
+    return {"tokenizer": f"{name}_tokenizer", "bert": f"{name}_bert", "text_embedding": name}
+
+
+def render_config(
+    template: str, *, names: dict[str, str], embedding_size: int, max_tokens_per_text: int
+) -> str:
+    """Fill one ``config.pbtxt`` template."""
+    for step, name in names.items():
+        template = re.sub(
+            rf'^(\s*(?:model_)?name: )"{step}"', rf'\g<1>"{name}"', template, flags=re.M
+        )
+    template = re.sub(
+        r'(name: "EMBEDDING" data_type: TYPE_FP32 dims: \[ )\d+',
+        rf"\g<1>{embedding_size}",
+        template,
+    )
+    return re.sub(
+        r'(key: "max_tokens_per_text" value \{ string_value: ")\d+',
+        rf"\g<1>{max_tokens_per_text}",
+        template,
+    )
+
+
+def write_configs(
+    repository: Path, *, name: str | None, embedding_size: int, max_tokens_per_text: int
+) -> None:
+    """Write the three configurations and the two shims into ``repository``."""
+    templates = template_directory()
+    names = model_names(name)
+    for step, model in names.items():
+        version = repository / model / "1"
+        version.mkdir(parents=True, exist_ok=True)
+        rendered = render_config(
+            (templates / step / "config.pbtxt").read_text(encoding="utf-8"),
+            names=names,
+            embedding_size=embedding_size,
+            max_tokens_per_text=max_tokens_per_text,
+        )
+        target = repository / model / "config.pbtxt"
+        # An unchanged file keeps its time, so that nothing rebuilds or reloads for nothing.
+        if not target.exists() or target.read_text(encoding="utf-8") != rendered:
+            target.write_text(rendered, encoding="utf-8")
+    for shim in _SHIMS:
+        step, _, rest = shim.partition("/")
+        target = repository / names[step] / rest
+        if not target.exists():
+            shutil.copyfile(templates / shim, target)
