@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=-1,
         metavar="N",
-        help="pool this layer's output: -1 the last (default), -2 the one before; the rest is pruned",
+        help="pool this layer's output: -1 the last (default), -2 the one before",
     )
     parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32")
     parser.add_argument(

@@ -1,0 +1,36 @@
+"""The encoder as Triton server's Python backend calls it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from bertron_backend import triton_io
+from bertron_backend.encoder import Encoder
+from bertron_backend.settings import EncoderSettings
+
+
+class TritonPythonModel:
+    """Token ids in, embeddings out; requests of any length share a batch."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model that the export put beside this file, and warm it up."""
+        started = time.monotonic()
+        settings = EncoderSettings.from_model_config(json.loads(args["model_config"]))
+        device = triton_io.device_of(args)
+        self._encoder = Encoder(triton_io.version_directory(args), device, settings)
+        loaded = time.monotonic()
+        self._encoder.warm_up()
+        manifest = self._encoder.manifest
+        triton_io.log_info(
+            f"{args['model_name']}: {manifest.name}, {manifest.dtype} on {device}, "
+            f"{settings.intra_op_threads} threads; loaded in {loaded - started:.1f} s, "
+            f"warmed up in {time.monotonic() - loaded:.1f} s"
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request with its embeddings, or with the error that is its own."""
+        return triton_io.answer_each(
+            requests, triton_io.read_tokens, self._encoder.embed, triton_io.embedding_response
+        )

@@ -1,0 +1,13 @@
+"""What a request can be refused for, and nothing else: each class is one answer of the server."""
+
+
+class RequestError(Exception):
+    """Answers one request with an error; its neighbours in the batch are not touched."""
+
+
+class InvalidInputError(RequestError):
+    """The request's input is wrong (HTTP 400, gRPC INVALID_ARGUMENT)."""
+
+
+class InferenceError(RequestError):
+    """The model could not answer a valid request (HTTP 500, gRPC INTERNAL)."""

@@ -1,0 +1,143 @@
+"""Requests of different length to one packed batch, and its rows back to the requests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bertron_backend.errors import InvalidInputError
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRequest:
+    """One request's arrays as they came, each [b, s] int32."""
+
+    input_ids: IntArray
+    attention_mask: IntArray
+    token_type_ids: IntArray
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRequest:
+    """One request without its padding.
+
+    Attributes:
+        input_ids: [t] int32, the request's texts one after the other.
+        token_type_ids: [t] int32.
+        lengths: [b] tokens of each text, each 1 or more.
+    """
+
+    input_ids: IntArray
+    token_type_ids: IntArray
+    lengths: npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBatch:
+    """What one forward takes.
+
+    Attributes:
+        input_ids: [T] int32.
+        token_type_ids: [T] int32.
+        cu_seqlens: [B + 1] int32, where each text begins; the last is T.
+        max_seqlen: Longest text in tokens.
+    """
+
+    input_ids: IntArray
+    token_type_ids: IntArray
+    cu_seqlens: IntArray
+    max_seqlen: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What the model's tables hold: ids beyond them would crash a batch, or a whole GPU context."""
+
+    vocab_size: int
+    type_vocab_size: int
+    max_tokens_per_text: int
+
+
+def pack_request(request: TokenRequest, vocabulary: Vocabulary) -> PackedRequest:
+    """Drop one request's padding, after checking that the model can take the rest.
+
+    Raises:
+        InvalidInputError: Shapes disagree, a text is empty or too long, or an id is out of range.
+    """
+    ids, mask, types = request.input_ids, request.attention_mask, request.token_type_ids
+    if ids.ndim != 2 or ids.shape != mask.shape or ids.shape != types.shape:
+        raise InvalidInputError(
+            f"input_ids is {list(ids.shape)}, attention_mask {list(mask.shape)} and token_type_ids "
+            f"{list(types.shape)}; all must be the same [texts, tokens]"
+        )
+    kept = mask != 0
+    lengths = np.count_nonzero(kept, axis=1)  # [b]
+    if lengths.size == 0:
+        raise InvalidInputError("the request has 0 texts, at least 1 is needed")
+    if lengths.min() == 0:
+        raise InvalidInputError(
+            f"text {int(lengths.argmin())} has 0 tokens: its attention_mask is all 0"
+        )
+    if lengths.max() > vocabulary.max_tokens_per_text:
+        raise InvalidInputError(
+            f"text {int(lengths.argmax())} has {lengths.max()} tokens, the model takes at most "
+            f"{vocabulary.max_tokens_per_text}"
+        )
+    packed = PackedRequest(ids[kept], types[kept], lengths)
+    _check_range("input_ids", packed.input_ids, vocabulary.vocab_size)
+    if vocabulary.type_vocab_size:
+        # A model with a single token type (RoBERTa) ignores a tokenizer that numbers pairs.
+        if vocabulary.type_vocab_size == 1:
+            packed = dataclasses.replace(
+                packed, token_type_ids=np.zeros_like(packed.token_type_ids)
+            )
+        _check_range("token_type_ids", packed.token_type_ids, vocabulary.type_vocab_size)
+    return packed
+
+
+def _check_range(name: str, values: IntArray, size: int) -> None:
+    # One comparison for both ends: a negative id is a huge unsigned one.
+    if (values.view(np.uint32) >= size).any():
+        wrong = values[values.view(np.uint32) >= size][0]
+        raise InvalidInputError(f"{name} has {wrong}, the model knows 0 to {size - 1}")
+
+
+def split_batches(
+    requests: Sequence[PackedRequest], max_tokens: int
+) -> Iterator[tuple[PackedBatch, int]]:
+    """Join requests to batches of at most ``max_tokens`` tokens, in order.
+
+    A single text longer than that makes a batch of its own.
+
+    Yields:
+        Each batch and its number of texts; the texts of all batches are those of all requests.
+    """
+    ids = _joined([request.input_ids for request in requests])
+    types = _joined([request.token_type_ids for request in requests])
+    lengths = np.concatenate([request.lengths for request in requests])  # [B]
+    ends = np.cumsum(lengths)  # [B]
+    first, start = 0, 0
+    while first < len(lengths):
+        last = max(int(np.searchsorted(ends, start + max_tokens, side="right")), first + 1)
+        end = int(ends[last - 1])
+        cu_seqlens = np.zeros(last - first + 1, dtype=np.int32)
+        cu_seqlens[1:] = ends[first:last] - start
+        yield (
+            PackedBatch(
+                input_ids=ids[start:end],
+                token_type_ids=types[start:end],
+                cu_seqlens=cu_seqlens,
+                max_seqlen=int(lengths[first:last].max()),
+            ),
+            last - first,
+        )
+        first, start = last, end
+
+
+def _joined(arrays: list[IntArray]) -> IntArray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

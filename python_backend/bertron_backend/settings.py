@@ -1,0 +1,92 @@
+"""The parameters of each ``config.pbtxt``, read once into frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSettings:
+    """Of the tokenizer model.
+
+    Attributes:
+        max_tokens_per_text: Longest text, special tokens included.
+        max_characters_per_text: A longer text is refused before it is tokenised.
+    """
+
+    max_tokens_per_text: int
+    max_characters_per_text: int
+
+    @classmethod
+    def from_model_config(cls, config: Mapping[str, Any]) -> TokenizerSettings:
+        """Read Triton server's model configuration, parsed from JSON."""
+        return cls(
+            max_tokens_per_text=_positive(config, "max_tokens_per_text"),
+            max_characters_per_text=_positive(config, "max_characters_per_text"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSettings:
+    """Of the encoder model.
+
+    Attributes:
+        warmup_shapes: (texts, tokens a text) of the forwards that run before the model is ready.
+        max_tokens_per_forward: A larger batch is split between texts.
+        intra_op_threads: CPU threads of one forward.
+    """
+
+    warmup_shapes: tuple[tuple[int, int], ...]
+    max_tokens_per_forward: int
+    intra_op_threads: int
+
+    @classmethod
+    def from_model_config(cls, config: Mapping[str, Any]) -> EncoderSettings:
+        """Read Triton server's model configuration, parsed from JSON."""
+        return cls(
+            warmup_shapes=_shapes(config, "warmup_shapes"),
+            max_tokens_per_forward=_positive(config, "max_tokens_per_forward"),
+            intra_op_threads=_integer(config, "intra_op_threads") or usable_cores(),
+        )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0))
+
+
+def _value(config: Mapping[str, Any], key: str) -> str:
+    try:
+        return str(config["parameters"][key]["string_value"]).strip()
+    except KeyError:
+        raise ValueError(f"{config.get('name')}: config.pbtxt has no parameter {key!r}") from None
+
+
+def _integer(config: Mapping[str, Any], key: str) -> int:
+    value = _value(config, key)
+    if not re.fullmatch(r"\d+", value):
+        raise ValueError(
+            f"{config.get('name')}: parameter {key!r} is {value!r}, not a whole number of 0 or more"
+        )
+    return int(value)
+
+
+def _positive(config: Mapping[str, Any], key: str) -> int:
+    value = _integer(config, key)
+    if value == 0:
+        raise ValueError(f"{config.get('name')}: parameter {key!r} is 0, not 1 or more")
+    return value
+
+
+def _shapes(config: Mapping[str, Any], key: str) -> tuple[tuple[int, int], ...]:
+    value = _value(config, key)
+    if not re.fullmatch(r"([1-9]\d*x[1-9]\d*)(,[1-9]\d*x[1-9]\d*)*", value):
+        raise ValueError(
+            f"{config.get('name')}: parameter {key!r} is {value!r}, not a list such as 1x8,32x64"
+        )
+    pairs = (shape.split("x") for shape in value.split(","))
+    return tuple((int(texts), int(tokens)) for texts, tokens in pairs)

@@ -1,0 +1,38 @@
+"""The tokenizer as Triton server's Python backend calls it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from bertron_torchscript.manifest import checked_file
+
+from bertron_backend import triton_io
+from bertron_backend.batch_tokenizer import BatchTokenizer
+from bertron_backend.settings import TokenizerSettings
+
+
+class TritonPythonModel:
+    """TEXT in, token ids out."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the tokenizer that the export put beside this model."""
+        settings = TokenizerSettings.from_model_config(json.loads(args["model_config"]))
+        path, manifest = checked_file(triton_io.version_directory(args), "tokenizer.json")
+        limit = manifest.limits.max_tokens_per_text
+        if settings.max_tokens_per_text > limit:
+            raise ValueError(
+                f"config.pbtxt allows {settings.max_tokens_per_text} tokens a text, "
+                f"the exported model {limit}: run `bertron export` again"
+            )
+        self._tokenizer = BatchTokenizer(
+            path,
+            max_tokens_per_text=settings.max_tokens_per_text,
+            max_characters_per_text=settings.max_characters_per_text,
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request with its tokens, or with the error that is its own."""
+        return triton_io.answer_each(
+            requests, triton_io.read_texts, self._tokenizer.encode, triton_io.token_response
+        )

@@ -1,0 +1,145 @@
+"""Triton server's requests and responses to ours and back: the one file that knows its types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from bertron_backend.batch_tokenizer import TextRequest, TokenBatch
+from bertron_backend.encoder import FloatArray
+from bertron_backend.errors import InferenceError, InvalidInputError
+from bertron_backend.packing import TokenRequest
+
+# Each class of ours is one code of Triton server's; anything else is a defect of ours.
+_CODES = {
+    InvalidInputError: pb_utils.TritonError.INVALID_ARG,
+    InferenceError: pb_utils.TritonError.INTERNAL,
+}
+
+
+def version_directory(args: dict[str, str]) -> Path:
+    """Where the model's version lies, from what Triton server passes to ``initialize``."""
+    return Path(args["model_repository"]) / args["model_version"]
+
+
+def device_of(args: dict[str, str]) -> str:
+    """The torch device of this instance."""
+    return (
+        f"cuda:{args['model_instance_device_id']}"
+        if args["model_instance_kind"] == "GPU"
+        else "cpu"
+    )
+
+
+def log_info(message: str) -> None:
+    """Write to the server's log."""
+    pb_utils.Logger.log_info(message)
+
+
+def answer_each(
+    requests: Sequence[Any],
+    read: Callable[[Any], Any],
+    answer: Callable[[list[Any]], Sequence[Any]],
+    respond: Callable[[Any], Any],
+) -> list[Any]:
+    """Read every request, answer the readable ones together, and give each its own response.
+
+    Args:
+        requests: Triton server's requests.
+        read: One request to our type; may raise InvalidInputError.
+        answer: All of ours to a result or an error each, in order.
+        respond: One result to Triton server's response.
+
+    Returns:
+        One response a request, in order: nothing is raised, so that nobody's error is shared.
+    """
+    results: list[Any] = []
+    for request in requests:
+        try:
+            results.append(read(request))
+        except Exception as error:
+            results.append(error)
+    readable = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
+    if readable:
+        try:
+            answers = answer([results[index] for index in readable])
+        except Exception as error:
+            answers = [error] * len(readable)
+        for index, result in zip(readable, answers, strict=True):
+            results[index] = result
+    return [
+        _error_response(result) if isinstance(result, Exception) else respond(result)
+        for result in results
+    ]
+
+
+def read_texts(request: Any) -> TextRequest:
+    """TEXT, TEXT_PAIR and the ``truncate`` parameter of one request.
+
+    Raises:
+        InvalidInputError: A text is not UTF-8.
+    """
+    parameters = json.loads(request.parameters() or "{}")
+    pairs = pb_utils.get_input_tensor_by_name(request, "TEXT_PAIR")
+    return TextRequest(
+        texts=_decoded("TEXT", pb_utils.get_input_tensor_by_name(request, "TEXT")),
+        pairs=None if pairs is None else _decoded("TEXT_PAIR", pairs),
+        truncate=str(parameters.get("truncate", "right")),
+    )
+
+
+def token_response(batch: TokenBatch) -> Any:
+    """The tokenizer's response."""
+    return _response(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        token_type_ids=batch.token_type_ids,
+        TOKEN_COUNT=batch.token_count,
+        TRUNCATED=batch.truncated,
+    )
+
+
+def read_tokens(request: Any) -> TokenRequest:
+    """The encoder's inputs, each [b, s] int32."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return TokenRequest(
+        *(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names)
+    )
+
+
+def embedding_response(rows: FloatArray) -> Any:
+    """The encoder's response."""
+    return _response(EMBEDDING=rows)
+
+
+def _decoded(name: str, tensor: Any) -> list[str]:
+    texts = []
+    for index, raw in enumerate(tensor.as_numpy().ravel().tolist()):
+        try:
+            texts.append(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(
+                f"{name} {index} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}"
+            ) from None
+    return texts
+
+
+def _response(**arrays: np.ndarray[Any, Any]) -> Any:
+    tensors = [pb_utils.Tensor(name, array) for name, array in arrays.items()]
+    return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _error_response(error: Exception) -> Any:
+    code = _CODES.get(type(error))
+    if code is None:
+        # Ours to find in the log; a client gets no traceback, and the log no text of a user.
+        pb_utils.Logger.log_error(f"unexpected {type(error).__name__} while answering a request")
+        return pb_utils.InferenceResponse(
+            error=pb_utils.TritonError("internal error", pb_utils.TritonError.INTERNAL)
+        )
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
