@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,6 @@ class BatchTokenizer:
         self._tokenizer.no_padding()
         self._max_tokens = max_tokens_per_text
         self._max_characters = max_characters_per_text
-        self._pad_id = (self._tokenizer.padding or {}).get("pad_id", 0)
 
     def encode(self, requests: Sequence[TextRequest]) -> list[TokenBatch | InvalidInputError]:
         """Tokenise all requests; each gets its tokens, or the error that is its own.
@@ -92,8 +91,7 @@ class BatchTokenizer:
             for index in chosen:
                 own = [next(encodings) for _ in requests[index].texts]
                 answers[index] = self._batch(mode, own)
-        assert all(answer is not None for answer in answers)
-        return [answer for answer in answers if answer is not None]
+        return cast("list[TokenBatch | InvalidInputError]", answers)
 
     def _refusal(self, request: TextRequest) -> InvalidInputError | None:
         """What is wrong with the request before a single text is tokenised."""
@@ -142,7 +140,7 @@ class BatchTokenizer:
                 f'{self._max_tokens}; shorten it or pass truncate="right"'
             )
         shape = (len(encodings), longest)
-        input_ids = np.full(shape, self._pad_id, dtype=np.int32)
+        input_ids = np.zeros(shape, dtype=np.int32)  # what stands in the padding is never read
         token_type_ids = np.zeros(shape, dtype=np.int32)
         for row, encoding in enumerate(encodings):
             input_ids[row, : counts[row]] = encoding.ids

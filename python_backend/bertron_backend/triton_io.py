@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bertron_backend.errors import InferenceError, InvalidInputError
 from bertron_backend.packing import TokenRequest
 
 # Each class of ours is one code of Triton server's; anything else is a defect of ours.
-_CODES = {
+_CODES: dict[type[Exception], int] = {
     InvalidInputError: pb_utils.TritonError.INVALID_ARG,
     InferenceError: pb_utils.TritonError.INTERNAL,
 }
@@ -124,7 +125,8 @@ def _decoded(name: str, tensor: Any) -> list[str]:
             texts.append(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise InvalidInputError(
-                f"{name} {index} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}"
+                f"{name} {index} is not UTF-8: byte 0x{raw[error.start]:02x} "
+                f"at position {error.start}"
             ) from None
     return texts
 
@@ -138,7 +140,8 @@ def _error_response(error: Exception) -> Any:
     code = _CODES.get(type(error))
     if code is None:
         # Ours to find in the log; a client gets no traceback, and the log no text of a user.
-        pb_utils.Logger.log_error(f"unexpected {type(error).__name__} while answering a request")
+        where = "".join(traceback.format_tb(error.__traceback__))
+        pb_utils.Logger.log_error(f"{type(error).__name__} while answering a request:\n{where}")
         return pb_utils.InferenceResponse(
             error=pb_utils.TritonError("internal error", pb_utils.TritonError.INTERNAL)
         )
