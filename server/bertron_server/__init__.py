@@ -1,0 +1,1 @@
+"""Finds, starts and watches Triton server; the `bertron` command line."""

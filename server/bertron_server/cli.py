@@ -1,0 +1,95 @@
+"""The `bertron` command: finds the subcommand's module, and gives every failure one clear line."""
+
+import argparse
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bertron_server.errors import ServerError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2  # argparse's own
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        module: Has ``add_arguments(parser)`` and ``run(args) -> int``.
+        help: Its line in ``bertron --help``.
+        extra: What brings the packages that it needs.
+    """
+
+    module: str
+    help: str
+    extra: str
+
+
+COMMANDS = {
+    "export": Command(
+        "bertron_torchscript.export_command", "write a checkpoint into a model repository", "export"
+    ),
+    "serve": Command("bertron_server.serve", "run Triton server with a model repository", "server"),
+    "encode": Command("bertron_server.encode", "turn a file of texts into embeddings", "server"),
+    "health": Command("bertron_server.health", "ask a running server for one embedding", "server"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Only the chosen subcommand is imported: the others may be absent, or slow to import.
+    chosen = next((argument for argument in arguments if argument in COMMANDS), None)
+    parser, subparsers = _parser()
+    try:
+        if chosen is None:
+            parser.parse_args(arguments)  # --version, --help and mistakes end here
+            parser.print_help()
+            return EXIT_USAGE
+        module = importlib.import_module(COMMANDS[chosen].module)
+        module.add_arguments(subparsers[chosen])
+        return int(module.run(parser.parse_args(arguments)))
+    except ImportError as error:
+        return _fail(chosen, _missing(chosen or "", error))
+    except ServerError as error:
+        return _fail(chosen, str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="bertron", description="Serve BERT-family encoders on NVIDIA Triton Inference Server."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"bertron {importlib.metadata.version('bertron')}"
+    )
+    added = parser.add_subparsers(title="commands", metavar="COMMAND")
+    return parser, {
+        name: added.add_parser(name, help=command.help, description=command.help.capitalize() + ".")
+        for name, command in COMMANDS.items()
+    }
+
+
+def _missing(chosen: str, error: ImportError) -> str:
+    """Say what to install, or that this installation has no such command."""
+    command = COMMANDS[chosen]
+    if error.name is not None and command.module.startswith(error.name):
+        return "this installation has no such command"
+    return (
+        f"it needs the package {error.name or error}; run `pip install 'bertron[{command.extra}]'`"
+    )
+
+
+def _fail(chosen: str | None, message: str) -> int:
+    name = f"bertron {chosen}" if chosen else "bertron"
+    sys.stderr.write(f"{name}: {message}\n")
+    return EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
