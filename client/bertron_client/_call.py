@@ -1,0 +1,93 @@
+"""One call's time limit, and the way to abandon what it has in flight."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from contextlib import contextmanager
+from typing import Callable, Iterator, List
+
+from ._exceptions import BertronError, DeadlineExceededError
+
+MAX_TIMEOUT_S = 86_400.0  # a day; far larger numbers overflow the operating system's timers
+
+
+class CallCancelledError(BertronError):
+    """Another request of the same call failed; never reaches the caller."""
+
+
+def checked_timeout_s(timeout_s: float) -> float:
+    """Return ``timeout_s`` as a float.
+
+    Raises:
+        ValueError: Not a number of seconds that a call can take.
+    """
+    seconds = float(timeout_s)
+    if math.isnan(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:
+        raise ValueError(
+            f"timeout_s is {timeout_s!r}, it must be more than 0 and at most {MAX_TIMEOUT_S:.0f} s"
+        )
+    return seconds
+
+
+class Call:
+    """A deadline shared by all requests of one call."""
+
+    def __init__(self, where: str, timeout_s: float) -> None:
+        self.where = where
+        self._timeout_s = checked_timeout_s(timeout_s)
+        self._deadline = time.monotonic() + self._timeout_s
+        self._lock = threading.Lock()
+        self._aborts: List[Callable[[], object]] = []
+        self._cancelled = False
+        self.has_siblings = False  # several requests at once, which fail together
+
+    def remaining_s(self) -> float:
+        """Seconds left, always more than 0.
+
+        Raises:
+            DeadlineExceededError: None are left.
+            CallCancelledError: The call was given up.
+        """
+        if self._cancelled:
+            raise CallCancelledError(f"cancelled ({self.where})")
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise self.exceeded()
+        return remaining
+
+    def exceeded(self) -> DeadlineExceededError:
+        """Return the error that says this call took too long."""
+        return DeadlineExceededError(
+            f"no complete answer within {self._timeout_s:g} s ({self.where})"
+        )
+
+    def is_over(self, within_s: float = 0.0) -> bool:
+        """Whether the deadline has passed or is less than ``within_s`` away."""
+        return time.monotonic() + within_s >= self._deadline
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the call was given up."""
+        return self._cancelled
+
+    @contextmanager
+    def abortable(self, abort: Callable[[], object]) -> Iterator[None]:
+        """Have ``abort`` called, from another thread, if the call is given up meanwhile."""
+        with self._lock:
+            if self._cancelled:
+                raise CallCancelledError(f"cancelled ({self.where})")
+            self._aborts.append(abort)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._aborts.remove(abort)
+
+    def cancel(self) -> None:
+        """Give the call up and abort whatever it has in flight."""
+        with self._lock:  # held throughout, so that no abort touches a connection handed on
+            self._cancelled = True
+            for abort in self._aborts:
+                abort()
