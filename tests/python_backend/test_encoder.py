@@ -1,0 +1,96 @@
+"""Batches through the exported model: rows to their requests, errors to their own."""
+
+import numpy as np
+import pytest
+from bertron_backend.encoder import Encoder
+from bertron_backend.errors import InferenceError, InvalidInputError
+from bertron_backend.packing import TokenRequest
+from bertron_backend.settings import EncoderSettings
+from bertron_torchscript.errors import ManifestError
+from bertron_torchscript.export import export
+from tiny_checkpoints import make_checkpoint
+
+SETTINGS = EncoderSettings(((1, 8), (3, 500)), max_tokens_per_forward=64, intra_op_threads=1)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    source = make_checkpoint(tmp_path_factory.mktemp("source"))
+    export(str(source), tmp_path_factory.mktemp("models") / "models")
+    return next(tmp_path_factory.getbasetemp().glob("models*/models/bert/1"))
+
+
+@pytest.fixture(scope="module")
+def encoder(directory):
+    return Encoder(directory, "cpu", SETTINGS)
+
+
+def request_of(*lengths, seed=0):
+    generator = np.random.default_rng(seed)
+    ids = generator.integers(5, 300, (len(lengths), max(lengths)), dtype=np.int32)
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int32)
+    return TokenRequest(ids, mask, np.zeros_like(ids))
+
+
+def test_warm_up_runs_every_shape_even_beyond_the_limit(encoder):
+    encoder.warm_up()
+
+
+def test_rows_belong_to_their_requests_across_split_batches(encoder):
+    requests = [request_of(3, 60, 1, seed=1), request_of(66, seed=2), request_of(9, 9, seed=3)]
+    together = encoder.embed(requests)
+    for request, rows in zip(requests, together, strict=True):
+        (alone,) = encoder.embed([request])
+        assert rows.shape == (len(request.input_ids), 48)
+        np.testing.assert_allclose(rows, alone, atol=2e-6)
+
+
+def test_a_bad_request_is_answered_for_itself_alone(encoder):
+    good, bad = request_of(5, seed=4), request_of(5, seed=5)
+    bad.input_ids[0, 0] = 400
+    first, refused, last = encoder.embed([good, bad, good])
+    assert isinstance(refused, InvalidInputError)
+    (alone,) = encoder.embed([good])
+    np.testing.assert_allclose(first, alone, atol=2e-6)
+    np.testing.assert_allclose(last, alone, atol=2e-6)
+
+
+def test_when_a_joined_batch_fails_each_request_is_tried_alone(encoder, monkeypatch, caplog):
+    forward = Encoder._forward_batch
+
+    def fails_on_token_7(self, batch):
+        if (batch.input_ids == 7).any():
+            raise RuntimeError("device trouble")
+        return forward(self, batch)
+
+    monkeypatch.setattr(Encoder, "_forward_batch", fails_on_token_7)
+    good, bad = request_of(5, seed=4), request_of(5, seed=5)
+    good.input_ids[good.input_ids == 7] = 8
+    bad.input_ids[0, 2] = 7
+    first, failed, last = encoder.embed([good, bad, good])
+    assert isinstance(failed, InferenceError)
+    assert str(failed) == "the model failed on this request: RuntimeError"
+    assert first.shape == last.shape == (1, 48)
+    assert "a batch of 3 requests failed" in caplog.text
+
+
+def test_a_value_that_is_not_finite_is_never_sent(encoder, monkeypatch):
+    forward = Encoder._forward_batch
+
+    def poisoned(self, batch):
+        rows = forward(self, batch)
+        rows[1, 3] = np.nan
+        return rows
+
+    monkeypatch.setattr(Encoder, "_forward_batch", poisoned)
+    answers = encoder.embed([request_of(5, seed=1), request_of(5, seed=2), request_of(5, seed=3)])
+    assert [isinstance(answer, InferenceError) for answer in answers] == [False, True, False]
+    assert "text 0 is not finite" in str(answers[1])
+
+
+def test_a_file_of_another_export_is_not_loaded(directory, tmp_path):
+    for path in directory.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.pt").write_bytes(b"something else")
+    with pytest.raises(ManifestError, match="from another export"):
+        Encoder(tmp_path, "cpu", SETTINGS)

@@ -1,0 +1,48 @@
+"""Parameters of config.pbtxt, read once, with words for each mistake."""
+
+import pytest
+from bertron_backend.settings import EncoderSettings, TokenizerSettings, usable_cores
+
+ENCODER = {
+    "warmup_shapes": "1x8,32x64",
+    "max_tokens_per_forward": "16384",
+    "intra_op_threads": "3",
+}
+
+
+def config(**parameters):
+    return {
+        "name": "bert",
+        "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+    }
+
+
+def test_every_parameter_is_read():
+    settings = EncoderSettings.from_model_config(config(**ENCODER))
+    assert settings == EncoderSettings(((1, 8), (32, 64)), 16384, 3)
+
+
+def test_zero_threads_are_as_many_as_there_are_cores():
+    settings = EncoderSettings.from_model_config(config(**{**ENCODER, "intra_op_threads": "0"}))
+    assert settings.intra_op_threads == usable_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("warmup_shapes", "8", r"'warmup_shapes' is '8', not a list such as"),
+        ("warmup_shapes", "1x0", "not a list such as"),
+        ("max_tokens_per_forward", "0", r"'max_tokens_per_forward' is 0, not 1 or more"),
+        ("intra_op_threads", "-1", r"'intra_op_threads' is '-1', not a whole number"),
+    ],
+)
+def test_a_wrong_value_is_named(key, value, words):
+    with pytest.raises(ValueError, match=words):
+        EncoderSettings.from_model_config(config(**{**ENCODER, key: value}))
+
+
+def test_a_missing_parameter_is_named():
+    with pytest.raises(
+        ValueError, match=r"bert: config\.pbtxt has no parameter 'max_tokens_per_text'"
+    ):
+        TokenizerSettings.from_model_config(config(max_characters_per_text="5"))

@@ -1,0 +1,78 @@
+"""Triton server's types at the boundary: every request its own answer, whatever happens."""
+
+import sys
+
+import fake_pb_utils as pb
+import numpy as np
+import pytest
+from bertron_backend.batch_tokenizer import TokenBatch
+from bertron_backend.errors import InferenceError, InvalidInputError
+
+
+@pytest.fixture
+def triton_io(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb)
+    monkeypatch.delitem(sys.modules, "bertron_backend.triton_io", raising=False)
+    import importlib
+
+    pb.Logger.lines.clear()
+    return importlib.import_module("bertron_backend.triton_io")
+
+
+def text_request(*texts, pairs=None, parameters=None):
+    arrays = {"TEXT": np.array([[text] for text in texts], dtype=object)}
+    if pairs is not None:
+        arrays["TEXT_PAIR"] = np.array([[text] for text in pairs], dtype=object)
+    return pb.InferenceRequest(parameters, **arrays)
+
+
+def test_texts_pairs_and_parameters_are_read(triton_io):
+    request = text_request(b"a", "é".encode(), pairs=[b"b", b"c"], parameters={"truncate": "left"})
+    read = triton_io.read_texts(request)
+    assert (read.texts, read.pairs, read.truncate) == (["a", "é"], ["b", "c"], "left")
+    plain = triton_io.read_texts(text_request(b""))
+    assert (plain.texts, plain.pairs, plain.truncate) == ([""], None, "right")
+
+
+def test_bytes_that_are_not_utf8_are_named(triton_io):
+    with pytest.raises(InvalidInputError, match="TEXT 1 is not UTF-8: byte 0xff at position 2"):
+        triton_io.read_texts(text_request(b"ok", b"ab\xff"))
+
+
+def test_each_request_gets_its_own_answer_in_order(triton_io):
+    requests = [text_request(b"good"), text_request(b"\xff"), text_request(b"bad"), text_request()]
+
+    def answer(readable):
+        assert [request.texts for request in readable] == [["good"], ["bad"], []]
+        tokens = TokenBatch(*(np.full((1, 1), value) for value in range(5)))
+        return [tokens, InvalidInputError("no"), InferenceError("broken")]
+
+    first, second, third, fourth = triton_io.answer_each(
+        requests, triton_io.read_texts, answer, triton_io.token_response
+    )
+    assert first.error is None
+    assert set(first.outputs) == {
+        *("input_ids", "attention_mask", "token_type_ids", "TOKEN_COUNT", "TRUNCATED")
+    }
+    assert (second.error.code, third.error.code) == (pb.TritonError.INVALID_ARG,) * 2
+    assert "not UTF-8" in str(second.error)
+    assert fourth.error.code == pb.TritonError.INTERNAL
+
+
+def test_an_unexpected_failure_tells_the_client_nothing_of_our_code(triton_io):
+    def answer(readable):
+        raise KeyError("a secret text")
+
+    requests = [text_request(b"a"), text_request(b"b")]
+    responses = triton_io.answer_each(requests, triton_io.read_texts, answer, None)
+    assert [str(response.error) for response in responses] == ["internal error"] * 2
+    log = "\n".join(pb.Logger.lines)
+    assert "KeyError" in log
+    assert "test_triton_io.py" in log
+    assert "secret" not in log
+
+
+def test_the_device_is_the_instances(triton_io):
+    cpu = {"model_instance_kind": "CPU", "model_instance_device_id": "0"}
+    gpu = {"model_instance_kind": "GPU", "model_instance_device_id": "1"}
+    assert (triton_io.device_of(cpu), triton_io.device_of(gpu)) == ("cpu", "cuda:1")

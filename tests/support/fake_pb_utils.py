@@ -1,0 +1,62 @@
+"""The few types of ``triton_python_backend_utils`` that bertron_backend uses, without a server."""
+
+import json
+
+
+class TritonError(Exception):
+    """Triton server's error, with its code."""
+
+    INTERNAL, INVALID_ARG = 1, 2
+
+    def __init__(self, message, code=INTERNAL):
+        super().__init__(message)
+        self.code = code
+
+
+class Tensor:
+    """A named array."""
+
+    def __init__(self, name, array):
+        self._name, self._array = name, array
+
+    def name(self):
+        return self._name
+
+    def as_numpy(self):
+        return self._array
+
+
+class InferenceRequest:
+    """A request with its tensors and parameters."""
+
+    def __init__(self, parameters=None, **arrays):
+        self.tensors = {name: Tensor(name, array) for name, array in arrays.items()}
+        self._parameters = parameters
+
+    def parameters(self):
+        return "" if self._parameters is None else json.dumps(self._parameters)
+
+
+class InferenceResponse:
+    """Tensors, or an error."""
+
+    def __init__(self, output_tensors=(), error=None):
+        self.outputs = {tensor.name(): tensor.as_numpy() for tensor in output_tensors}
+        self.error = error
+
+
+class Logger:
+    """Keeps what was logged."""
+
+    lines: list[str] = []
+
+    @classmethod
+    def log_info(cls, message):
+        cls.lines.append(message)
+
+    log_error = log_info
+
+
+def get_input_tensor_by_name(request, name):
+    """The tensor, or None as the server's own function does."""
+    return request.tensors.get(name)

@@ -1,0 +1,154 @@
+"""From a checkpoint to a model repository: all of it right, or nothing of it there."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bertron_torchscript import verification
+from bertron_torchscript.errors import ExportError, ManifestError
+from bertron_torchscript.export import export
+from bertron_torchscript.manifest import checked_file, read_manifest, sha256_of
+from bertron_torchscript.model_file import load
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import ARCHITECTURES, make_checkpoint
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_checkpoint(tmp_path / "source")
+
+
+def files_under(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_architecture_passes_its_own_verification(architecture, dtype, tmp_path):
+    source = make_checkpoint(tmp_path / "source", architecture)
+    manifest = export(str(source), tmp_path / "models", dtype=dtype)
+    assert manifest.verification.min_cosine >= {"float32": 0.99999, "bfloat16": 0.9999}[dtype]
+    assert manifest.verification.texts >= 20
+    assert load(tmp_path / "models/bert/1/model.pt").word_embeddings.dtype == getattr(torch, dtype)
+
+
+def test_the_repository_is_complete_and_configured_for_the_model(source, tmp_path):
+    export(str(source), tmp_path / "models", max_tokens=33)
+    models = tmp_path / "models"
+    assert files_under(models) == {
+        "tokenizer/config.pbtxt",
+        "tokenizer/1/model.py",
+        "tokenizer/1/tokenizer.json",
+        "tokenizer/1/manifest.json",
+        "bert/config.pbtxt",
+        "bert/1/model.py",
+        "bert/1/model.pt",
+        "bert/1/manifest.json",
+        "text_embedding/config.pbtxt",
+    }
+    assert (models / "text_embedding" / "1").is_dir()
+    config = (models / "text_embedding" / "config.pbtxt").read_text()
+    assert "TYPE_FP32 dims: [ 48 ]" in config
+    assert 'key: "max_tokens_per_text" value { string_value: "33" }' in config
+
+
+def test_a_named_model_stands_beside_the_default_one(source, tmp_path):
+    models = tmp_path / "models"
+    export(str(source), models)
+    before = {path: sha256_of(models / path) for path in files_under(models)}
+    export(str(source), models, name="reviews")
+    assert {path: sha256_of(models / path) for path in before} == before
+    config = (models / "reviews" / "config.pbtxt").read_text()
+    assert 'model_name: "reviews_tokenizer"' in config
+    assert 'model_name: "reviews_bert"' in config
+    checked_file(models / "reviews_bert" / "1", "model.pt")
+
+
+def test_layers_above_the_pooling_layer_are_pruned(source, tmp_path):
+    manifest = export(str(source), tmp_path / "models", pooling_layer=-2)
+    assert (manifest.num_layers, manifest.pruned_layers) == (1, 1)
+    with pytest.raises(ExportError, match=r"--pooling-layer -4 is outside -3\.\.2"):
+        export(str(source), tmp_path / "models", pooling_layer=-4)
+
+
+def test_the_manifest_tells_a_damaged_file(source, tmp_path):
+    export(str(source), tmp_path / "models")
+    directory = tmp_path / "models" / "bert" / "1"
+    manifest = read_manifest(directory)
+    assert manifest.source_sha256["model.safetensors"] == sha256_of(source / "model.safetensors")
+    with (directory / "model.pt").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"x")
+    with pytest.raises(ManifestError, match=r"model\.pt has sha256 .*, its manifest says"):
+        checked_file(directory, "model.pt")
+    (directory / "manifest.json").write_text(json.dumps({"format": 0}))
+    with pytest.raises(ManifestError, match="format 0, this version reads 1"):
+        checked_file(directory, "model.pt")
+
+
+def test_a_mismatch_with_transformers_leaves_nothing_behind(source, tmp_path, monkeypatch):
+    """The check must be able to fail: here the reference is given another model's weights."""
+    other = make_checkpoint(tmp_path / "other", intermediate_size=80)
+    tensors = load_file(other / "model.safetensors")
+    name = "encoder.layer.1.output.dense.bias"
+    save_file({**tensors, name: tensors[name] + 0.3}, other / "model.safetensors", {"format": "pt"})
+    original = verification._transformers_embeddings
+
+    def from_other(checkpoint, token_ids, hidden_state):
+        import dataclasses
+
+        return original(dataclasses.replace(checkpoint, directory=other), token_ids, hidden_state)
+
+    monkeypatch.setattr(verification, "_transformers_embeddings", from_other)
+    with pytest.raises(ExportError, match=r"against transformers: cosine 0\.\d+ for text \d+"):
+        export(str(source), tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_failed_export_leaves_the_previous_one_as_it_was(source, tmp_path):
+    models = tmp_path / "models"
+    export(str(source), models)
+    before = {path: sha256_of(models / path) for path in files_under(models)}
+    (source / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ExportError, match="not a readable safetensors"):
+        export(str(source), models)
+    assert {path: sha256_of(models / path) for path in files_under(models)} == before
+
+
+def test_a_tokenizer_of_another_model_is_refused(source, tmp_path):
+    other = make_checkpoint(tmp_path / "other", vocab_size=20)
+    shutil.copy(source / "tokenizer.json", other / "tokenizer.json")
+    with pytest.raises(ExportError, match=r"gives token \d+, the model's vocabulary has 20"):
+        export(str(other), tmp_path / "models")
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(source, tmp_path):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "intermediate_size": 81}))
+    with pytest.raises(ExportError, match=r"does not fit the config\.json beside it"):
+        export(str(source), tmp_path / "models")
+
+
+def test_float16_overflow_is_found_before_anything_is_served(source, tmp_path):
+    tensors = load_file(source / "model.safetensors")
+    name = "encoder.layer.0.intermediate.dense.bias"
+    tensors[name] = tensors[name] + 60_000.0  # finite in float16, its product is not
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ExportError, match="not finite in float16"):
+        export(str(source), tmp_path / "models", dtype="float16")
+
+
+def test_an_unexpected_hash_stops_the_command_with_one_line(source, tmp_path):
+    command = [sys.executable, "-m", "bertron_server.cli", "export", str(source), "--sha256", "00"]
+    command += ["--model-repository", str(tmp_path / "models")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("bertron export: ")
+    assert last.endswith("expected 00")
+    assert not (tmp_path / "models").exists()
