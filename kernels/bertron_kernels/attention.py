@@ -1,0 +1,190 @@
+"""Attention over packed sequences of any lengths: every token looks at its own sequence alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bertron_kernels.arguments import KERNEL_DTYPES, MAX_HEAD_DIM, check_varlen_attention
+from bertron_kernels.language import tl, triton
+from bertron_kernels.launch import Launch, ceil_div
+
+LOG2_E = math.log2(math.e)
+MIN_HEAD_DIM = 16  # the smallest side of a tile that the matrix instructions take
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes: ``block_m`` queries against ``block_n`` keys at a time."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+SHORT_SEQLEN = 32  # up to here one tile of 32 queries holds the whole sequence
+
+# First guesses, held to no spills on sm_80, sm_90 and sm_100 by the compile gate; not yet timed.
+TILES = {
+    # (bytes an element, longest sequence is short): up to head_dim 64
+    (2, True): Tile(32, 32, num_warps=4, num_stages=1),
+    (2, False): Tile(64, 64, num_warps=4, num_stages=2),
+    # fp32 runs on the plain multiply-add units, whose operands live in registers
+    (4, True): Tile(32, 32, num_warps=4, num_stages=1),
+    (4, False): Tile(32, 32, num_warps=4, num_stages=1),
+}
+WIDE_TILES = {
+    # the same from head_dim 128 on
+    2: Tile(64, 32, num_warps=8, num_stages=1),
+    4: Tile(16, 16, num_warps=8, num_stages=1),
+}
+
+
+@triton.jit(do_not_specialize=["num_heads"])
+def _varlen_attention_kernel(
+    qkv_ptr,
+    cu_seqlens_ptr,
+    out_ptr,
+    scale_log2,
+    num_heads,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    sequence = tl.program_id(0)
+    head = tl.program_id(1)
+    first_query = tl.program_id(2) * BLOCK_M
+    start = tl.load(cu_seqlens_ptr + sequence)
+    length = tl.load(cu_seqlens_ptr + sequence + 1) - start
+    if first_query >= length:
+        return
+
+    width = num_heads * HEAD_DIM
+    start_row = start.to(tl.int64)  # T * 3 * H * D passes 2^31 from about 0.9 M tokens on
+    query_ptr = qkv_ptr + start_row * 3 * width + head * HEAD_DIM
+    dims = tl.arange(0, HEAD_DIM)
+    queries = first_query + tl.arange(0, BLOCK_M)
+    is_query = queries[:, None] < length
+    query_at = queries[:, None] * 3 * width + dims[None, :]
+    query = tl.load(query_ptr + query_at, mask=is_query, other=0.0)  # [BLOCK_M, HEAD_DIM]
+
+    # Key 0 is in every sequence that comes this far, so the maximum is finite after one block.
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    context = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    for first_key in range(0, length, BLOCK_N):
+        keys = first_key + tl.arange(0, BLOCK_N)
+        is_key = keys[:, None] < length
+        key_at = keys[:, None] * 3 * width + dims[None, :]
+        key = tl.load(query_ptr + width + key_at, mask=is_key, other=0.0)  # [BLOCK_N, HEAD_DIM]
+        # The scale goes in here, in fp32: scaling the query would round it to its own dtype.
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
+        scores = tl.where(keys[None, :] < length, scores, float("-inf"))  # [BLOCK_M, BLOCK_N]
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        rescale = tl.exp2(row_max - new_max)
+        weights = tl.exp2(scores - new_max[:, None])
+        row_sum = row_sum * rescale + tl.sum(weights, 1)
+        value = tl.load(query_ptr + 2 * width + key_at, mask=is_key, other=0.0)
+        context = context * rescale[:, None]
+        context += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+        row_max = new_max
+
+    context = context / row_sum[:, None]
+    out_at = start_row * width + head * HEAD_DIM + queries[:, None] * width + dims[None, :]
+    tl.store(out_ptr + out_at, context.to(out_ptr.dtype.element_ty), mask=is_query)
+
+
+def plan_varlen_attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float, out: Tensor
+) -> Launch:
+    """The launch that writes the attention of ``qkv`` to ``out``; arguments are not checked."""
+    _, _, num_heads, head_dim = qkv.shape
+    tile = choose_tile(head_dim, qkv.element_size(), max_seqlen)
+    return Launch(
+        kernel=_varlen_attention_kernel,
+        grid=(len(cu_seqlens) - 1, num_heads, ceil_div(max_seqlen, tile.block_m)),
+        arguments={
+            "qkv_ptr": qkv,
+            "cu_seqlens_ptr": cu_seqlens,
+            "out_ptr": out,
+            "scale_log2": softmax_scale * LOG2_E,
+            "num_heads": num_heads,
+        },
+        constants={"HEAD_DIM": head_dim, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+def choose_tile(head_dim: int, element_size: int, max_seqlen: int) -> Tile:
+    """The tile for ``head_dim``, elements of ``element_size`` bytes and this longest sequence."""
+    if head_dim > 64:
+        return WIDE_TILES[element_size]
+    return TILES[element_size, max_seqlen <= SHORT_SEQLEN]
+
+
+def varlen_attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
+) -> Tensor:
+    """Softmax attention, each token over the tokens of its own sequence.
+
+    Scores, softmax and sums are fp32 whatever the dtype of ``qkv``. No token of another sequence
+    and no padding is ever computed.
+
+    Args:
+        qkv: [T, 3, H, D] fp16, bf16 or fp32, contiguous, on CUDA: queries, keys, values of each
+            token side by side. D is a power of two from 16 to 256.
+        cu_seqlens: [B + 1] int32 on the same device: the row at which each sequence starts, then
+            T. Equal neighbours are a sequence of no tokens.
+        max_seqlen: Length of the longest sequence. Its true length or more: queries beyond it
+            would be left unwritten, and reading ``cu_seqlens`` to check would wait for the GPU.
+        softmax_scale: Factor on the scores, as a rule 1 / sqrt(D).
+
+    Returns:
+        [T, H, D] in the dtype of ``qkv``.
+
+    Raises:
+        ValueError: Shape, dtype, layout or device do not fit, or head_dim is not supported.
+
+    Source: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
+        arXiv:2205.14135, algorithm 1.
+    """
+    check_varlen_attention(qkv, cu_seqlens, max_seqlen, KERNEL_DTYPES)
+    num_tokens, _, num_heads, head_dim = qkv.shape
+    if not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM or head_dim & (head_dim - 1):
+        raise ValueError(
+            f"head_dim is {head_dim}, expected a power of two from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
+        )
+    if max_seqlen * 3 * num_heads * head_dim >= 2**31:
+        raise ValueError(
+            f"max_seqlen is {max_seqlen}, expected less than {2**31 // (3 * num_heads * head_dim)}"
+            f" with {num_heads} heads of {head_dim}: offsets inside a sequence are 32 bits wide"
+        )
+    out = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+    if num_tokens:
+        plan_varlen_attention(qkv, cu_seqlens, max_seqlen, softmax_scale, out).run()
+    return out
+
+
+def varlen_attention_reference(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
+) -> Tensor:
+    """What ``varlen_attention`` must give, one sequence after the other.
+
+    Computes in float64 when given float64, otherwise in fp32, and rounds once at the end.
+    ``max_seqlen`` is not needed and not looked at.
+    """
+    del max_seqlen
+    exact = qkv if qkv.dtype == torch.float64 else qkv.float()
+    bounds = cu_seqlens.tolist()
+    contexts = [exact.new_empty((0, *exact.shape[2:]))]
+    for start, end in pairwise(bounds):
+        query, key, value = exact[start:end].unbind(1)  # each [s, H, D]
+        scores = torch.einsum("qhd,khd->hqk", query, key) * softmax_scale
+        contexts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value))
+    return torch.cat(contexts).to(qkv.dtype)

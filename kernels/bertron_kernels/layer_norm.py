@@ -1,0 +1,139 @@
+"""Addition and layer normalisation in one pass over memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bertron_kernels.arguments import KERNEL_DTYPES, check_add_layer_norm
+from bertron_kernels.language import tl, triton
+from bertron_kernels.launch import Launch, ceil_div, next_power_of_2
+
+# Elements a program holds in registers: 32 fp32 values a thread at 4 warps, 63 registers on sm_90.
+ELEMENTS_PER_PROGRAM = 4096
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _add_layer_norm_kernel(
+    x_ptr,
+    residual_ptr,
+    bias_ptr,
+    weight_ptr,
+    norm_bias_ptr,
+    out_ptr,
+    eps,
+    num_tokens,
+    HIDDEN_SIZE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    columns = tl.arange(0, BLOCK_E)
+    is_column = columns < HIDDEN_SIZE
+    mask = (rows[:, None] < num_tokens) & is_column[None, :]
+    at = rows[:, None] * HIDDEN_SIZE + columns[None, :]
+
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_T, BLOCK_E]
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)[None, :]
+    if residual_ptr is not None:
+        x += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+
+    # Twice over the registers: E[x^2] - E[x]^2 loses all digits where a row's mean is large.
+    mean = tl.sum(x, 1) / HIDDEN_SIZE
+    centred = tl.where(is_column[None, :], x - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, 1) / HIDDEN_SIZE
+    weight = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+    norm_bias = tl.load(norm_bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
+    out = centred * tl.rsqrt(variance + eps)[:, None] * weight[None, :] + norm_bias[None, :]
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def plan_add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    out: Tensor,
+) -> Launch:
+    """The launch that writes the normalised sum to ``out``; arguments are not checked."""
+    num_tokens, hidden_size = x.shape
+    block_e = next_power_of_2(hidden_size)
+    block_t = max(1, min(8, ELEMENTS_PER_PROGRAM // block_e))
+    return Launch(
+        kernel=_add_layer_norm_kernel,
+        grid=(ceil_div(num_tokens, block_t),),
+        arguments={
+            "x_ptr": x,
+            "residual_ptr": residual,
+            "bias_ptr": bias,
+            "weight_ptr": weight,
+            "norm_bias_ptr": norm_bias,
+            "out_ptr": out,
+            "eps": eps,
+            "num_tokens": num_tokens,
+        },
+        constants={"HIDDEN_SIZE": hidden_size, "BLOCK_T": block_t, "BLOCK_E": block_e},
+        num_warps=4 if block_e <= ELEMENTS_PER_PROGRAM else 8,
+    )
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """``LN(x + bias + residual) * weight + norm_bias``, row by row.
+
+    The sum and the statistics are fp32 whatever the dtype of ``x``; nothing is rounded before the
+    end.
+
+    Args:
+        x: [T, E] fp16, bf16 or fp32, contiguous, on CUDA; E at most 8192.
+        residual: [T, E] as ``x``, or None.
+        bias: [E] as ``x``, or None: the bias of the matrix product that made ``x``.
+        weight: [E] as ``x``.
+        norm_bias: [E] as ``x``.
+        eps: Added to the variance; 1e-12 in BERT.
+
+    Returns:
+        [T, E] in the dtype of ``x``.
+
+    Raises:
+        ValueError: Shape, dtype, layout or device do not fit, or E is above 8192.
+
+    Source: Ba et al. 2016, section 3, arXiv:1607.06450.
+    """
+    check_add_layer_norm(x, residual, bias, weight, norm_bias, KERNEL_DTYPES)
+    out = torch.empty_like(x)
+    plan_add_layer_norm(x, residual, bias, weight, norm_bias, eps, out).run()
+    return out
+
+
+def add_layer_norm_reference(
+    x: Tensor,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """What ``add_layer_norm`` must give.
+
+    Computes in float64 when given float64, otherwise in fp32, and rounds once at the end.
+    """
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    total = x.to(exact)
+    if bias is not None:
+        total = total + bias.to(exact)
+    if residual is not None:
+        total = total + residual.to(exact)
+    centred = total - total.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    out = centred / (variance + eps).sqrt() * weight.to(exact) + norm_bias.to(exact)
+    return out.to(x.dtype)

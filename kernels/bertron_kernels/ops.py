@@ -1,0 +1,99 @@
+"""Registers the ops of ``schemas`` with PyTorch: which code runs on which device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bertron_kernels import attention, eager, embedding, gelu, layer_norm, pooling
+from bertron_kernels.language import HAS_TRITON
+from bertron_kernels.schemas import NAMESPACE, SCHEMAS
+
+EAGER = {
+    "varlen_attention": eager.varlen_attention,
+    "add_layer_norm": eager.add_layer_norm,
+    "bias_gelu": eager.bias_gelu,
+    "embedding_layer_norm": eager.embedding_layer_norm,
+    "pool": eager.pool,
+}
+KERNELS = {
+    "varlen_attention": attention.varlen_attention,
+    "add_layer_norm": layer_norm.add_layer_norm,
+    "bias_gelu": gelu.bias_gelu,
+    "embedding_layer_norm": embedding.embedding_layer_norm,
+    "pool": pooling.pool,
+}
+
+
+def _fake_varlen_attention(qkv: Tensor, *_others: object) -> Tensor:
+    return qkv.new_empty((qkv.shape[0], *qkv.shape[2:]))
+
+
+def _fake_like_first(x: Tensor, *_others: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_embedding_layer_norm(
+    input_ids: Tensor,
+    _position_ids: Tensor,
+    _token_type_ids: Tensor | None,
+    word_embeddings: Tensor,
+    *_others: object,
+) -> Tensor:
+    return word_embeddings.new_empty((input_ids.shape[0], word_embeddings.shape[1]))
+
+
+def _fake_pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, _normalize: bool) -> Tensor:
+    shape = pooling.pooled_shape(hidden_states, cu_seqlens, mode)
+    exact = torch.promote_types(hidden_states.dtype, torch.float32)
+    return hidden_states.new_empty(shape, dtype=exact)
+
+
+FAKES: dict[str, Callable[..., Any]] = {  # shapes alone, for torch.export and torch.compile
+    "varlen_attention": _fake_varlen_attention,
+    "add_layer_norm": _fake_like_first,
+    "bias_gelu": _fake_like_first,
+    "embedding_layer_norm": _fake_embedding_layer_norm,
+    "pool": _fake_pool,
+}
+
+
+def implementation(device_type: str) -> str:
+    """What the ops run on this kind of device.
+
+    Args:
+        device_type: ``cpu`` or ``cuda``.
+
+    Returns:
+        ``triton`` for the Triton-language kernels, ``eager`` for PyTorch's own operators,
+        ``library`` where a shared library had registered the ops before this package came.
+
+    Raises:
+        ValueError: Another device.
+    """
+    if device_type not in ("cpu", "cuda"):
+        raise ValueError(f"device type is {device_type!r}, expected cpu or cuda")
+    if _library is None:
+        return "library"
+    return "triton" if device_type == "cuda" and HAS_TRITON else "eager"
+
+
+def _register() -> Any:
+    """Define every op; None where a preloaded shared library has done so already."""
+    name = next(iter(SCHEMAS))
+    if torch._C._dispatch_has_kernel(f"{NAMESPACE}::{name}"):
+        return None
+    library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+    for name, signature in SCHEMAS.items():
+        library.define(name + signature)
+        library.impl(name, EAGER[name], "CPU")
+        library.impl(name, (KERNELS if HAS_TRITON else EAGER)[name], "CUDA")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", FAKES[name], lib=library)
+    return library
+
+
+# Dropping a Library takes its ops away: it lives as long as this module, a reload included.
+_library = globals().get("_library") or _register()

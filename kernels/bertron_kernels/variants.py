@@ -1,0 +1,78 @@
+"""The kernel variants that Bertron serves with, as launches: one frozen table.
+
+What is compiled depends on dtype, hidden size, head_dim and length class alone, never on the
+number of tokens. Whoever compiles ahead (a test without a GPU, a server before it says ready)
+takes the variants from here, and the launchers' own plans make them: the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from bertron_kernels.arguments import POOLING_MODES
+from bertron_kernels.attention import SHORT_SEQLEN, plan_varlen_attention
+from bertron_kernels.embedding import plan_embedding_layer_norm
+from bertron_kernels.gelu import plan_bias_gelu
+from bertron_kernels.launch import Launch
+from bertron_kernels.layer_norm import plan_add_layer_norm
+from bertron_kernels.pooling import plan_pool
+
+HIDDEN_SIZES = (384, 768, 1024)  # MiniLM, BERT-base, BERT-large
+HEAD_DIMS = (32, 64, 128)
+SEQLENS = (SHORT_SEQLEN, 512)  # one of each length class
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+NUM_TOKENS = 1024  # any number: no variant depends on it
+
+
+def served_variants() -> Iterator[tuple[str, Launch]]:
+    """Every variant as (name, launch); the launches hold tensors without memory, for no GPU."""
+    for dtype in DTYPES:
+        for head_dim in HEAD_DIMS:
+            for max_seqlen in SEQLENS:
+                name = f"varlen_attention-{head_dim}-{max_seqlen}-{dtype}"
+                yield name, _varlen_attention(dtype, head_dim, max_seqlen)
+        for hidden_size in HIDDEN_SIZES:
+            name = f"{hidden_size}-{dtype}"
+            yield f"add_layer_norm-{name}", _add_layer_norm(dtype, hidden_size)
+            yield f"bias_gelu-{name}", _bias_gelu(dtype, hidden_size)
+            yield f"embedding_layer_norm-{name}", _embedding_layer_norm(dtype, hidden_size)
+            for mode in POOLING_MODES:
+                yield f"pool-{mode}-{name}", _pool(dtype, hidden_size, mode)
+
+
+def _tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _varlen_attention(dtype: torch.dtype, head_dim: int, max_seqlen: int) -> Launch:
+    qkv = _tensor(NUM_TOKENS, 3, 12, head_dim, dtype=dtype)
+    cu_seqlens = _tensor(2, dtype=torch.int32)
+    out = _tensor(NUM_TOKENS, 12, head_dim, dtype=dtype)
+    return plan_varlen_attention(qkv, cu_seqlens, max_seqlen, head_dim**-0.5, out)
+
+
+def _add_layer_norm(dtype: torch.dtype, hidden_size: int) -> Launch:
+    x = _tensor(NUM_TOKENS, hidden_size, dtype=dtype)
+    row = _tensor(hidden_size, dtype=dtype)
+    return plan_add_layer_norm(x, x, row, row, row, 1e-12, x)
+
+
+def _bias_gelu(dtype: torch.dtype, hidden_size: int) -> Launch:
+    x = _tensor(NUM_TOKENS, 4 * hidden_size, dtype=dtype)
+    return plan_bias_gelu(x, _tensor(4 * hidden_size, dtype=dtype), x)
+
+
+def _embedding_layer_norm(dtype: torch.dtype, hidden_size: int) -> Launch:
+    ids = _tensor(NUM_TOKENS, dtype=torch.int64)
+    table = _tensor(512, hidden_size, dtype=dtype)
+    row = _tensor(hidden_size, dtype=dtype)
+    return plan_embedding_layer_norm(ids, ids, ids, table, table, table, row, row, 1e-12, table)
+
+
+def _pool(dtype: torch.dtype, hidden_size: int, mode: str) -> Launch:
+    hidden_states = _tensor(NUM_TOKENS, hidden_size, dtype=dtype)
+    out = _tensor(1, 2 * hidden_size, dtype=torch.float32)
+    return plan_pool(hidden_states, _tensor(2, dtype=torch.int32), mode, True, out)
