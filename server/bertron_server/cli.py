@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bertron_server.errors import ServerError
+from bertron_server.errors import TritonServerError
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2  # argparse's own
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(module.run(parser.parse_args(arguments)))
     except ImportError as error:
         return _fail(chosen, _missing(chosen or "", error))
-    except ServerError as error:
+    except TritonServerError as error:
         return _fail(chosen, str(error))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -70,9 +70,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     added = parser.add_subparsers(title="commands", metavar="COMMAND")
     return parser, {
-        name: added.add_parser(name, help=command.help, description=command.help.capitalize() + ".")
+        name: added.add_parser(name, help=command.help, description=_sentence(command.help))
         for name, command in COMMANDS.items()
     }
+
+
+def _sentence(help_line: str) -> str:
+    return f"{help_line[0].upper()}{help_line[1:]}."
 
 
 def _missing(chosen: str, error: ImportError) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertron_server.errors import ServerError
+from bertron_server.errors import TritonServerError
 from bertron_server.installation import Installation, Version
 
 # Closed to everyone: what changes the server, or reads and writes memory beyond a request.
@@ -74,7 +74,7 @@ def server_command(installation: Installation, settings: ServerSettings) -> list
     """Return tritonserver's command line, with only the flags that its version knows.
 
     Raises:
-        ServerError: ``extra_args`` sets a flag that has a setting of its own.
+        TritonServerError: ``extra_args`` sets a flag that has a setting of its own.
     """
     check_extra_args(settings.extra_args)
     command = [
@@ -114,12 +114,14 @@ def check_extra_args(extra_args: Iterable[str]) -> None:
     """Refuse further flags that Bertron itself sets from its own settings.
 
     Raises:
-        ServerError: One of them is in ``extra_args``.
+        TritonServerError: One of them is in ``extra_args``.
     """
     for argument in extra_args:
         flag = argument.partition("=")[0]
         if flag in OWN_FLAGS:
-            raise ServerError(f"{flag} cannot be passed through; `bertron serve` sets it itself")
+            raise TritonServerError(
+                f"{flag} cannot be passed through; `bertron serve` sets it itself"
+            )
 
 
 def server_environment(

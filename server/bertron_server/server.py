@@ -16,14 +16,9 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from bertron_server import die_with_parent, shared_memory
-from bertron_server.command import (
-    ServerSettings,
-    check_extra_args,
-    server_command,
-    server_environment,
-)
-from bertron_server.errors import PortTakenError, RepositoryError, ServerError, StartError
-from bertron_server.installation import find_installation
+from bertron_server.command import ServerSettings, server_command, server_environment
+from bertron_server.errors import PortTakenError, RepositoryError, StartError, TritonServerError
+from bertron_server.installation import Version, find_installation
 from bertron_server.server_log import ServerLog, decisive_lines, taken_socket
 
 READY_POLL_S = 0.05
@@ -77,6 +72,7 @@ class TritonServer:
         self.ready_timeout_s = ready_timeout_s
         self.exit_timeout_s = exit_timeout_s
         self.extra_args = tuple(extra_args)
+        self.server_version: Version | None = None
         self._wanted_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._log_path = log_path
         self._log_stream = log_stream
@@ -108,29 +104,37 @@ class TritonServer:
     @property
     def returncode(self) -> int | None:
         """How the server ended; None while it runs, and before a start."""
-        return self._process.poll() if self._process else None
+        if self._process is None:
+            return None
+        try:  # without reaping it: until `stop` its id, and so its group's, belongs to nobody else
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # gevent's subprocess reaps by itself
+            return self._process.poll()
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
     def is_alive(self) -> bool:
         """Whether the process runs; says nothing about its models."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self.returncode is None
 
     def log_tail(self, lines: int = 50) -> str:
         """Return the last lines that the server wrote."""
         return self._log.tail(lines) if self._log else ""
 
-    def start(self) -> None:
-        """Start the process and return at once.
+    def prepare(self, *, check_ports: bool = True) -> tuple[list[str], dict[str, str]]:
+        """Pick the ports, and return the command line and the variables that it needs besides ours.
+
+        Args:
+            check_ports: Whether a port that is asked for must be free now.
 
         Raises:
-            ServerError: It cannot be started: no tritonserver, no models, a port that is taken.
+            TritonServerError: No tritonserver, no models, or a port that is taken.
         """
-        if self._process is not None:
-            raise ServerError(f"the server is already started, process {self._process.pid}")
         model_names(self.model_repository)
-        check_extra_args(self.extra_args)
         installation = find_installation()
-        shared_memory.remove_stale_regions()
-        self.http_port, self.grpc_port, self.metrics_port = self._pick_ports()
+        self.server_version = installation.version
+        self.http_port, self.grpc_port, self.metrics_port = self._pick_ports(check_ports)
         self._shm_prefix = shared_memory.new_prefix()
         settings = ServerSettings(
             model_repository=self.model_repository,
@@ -143,17 +147,29 @@ class TritonServer:
             shm_prefix=self._shm_prefix,
             extra_args=self.extra_args,
         )
+        return server_command(installation, settings), server_environment(installation)
+
+    def start(self) -> None:
+        """Start the process and return at once.
+
+        Raises:
+            TritonServerError: No tritonserver, no models, or a port that is taken.
+        """
+        if self._process is not None:
+            raise TritonServerError(f"the server is already started, process {self._process.pid}")
+        command, environment = self.prepare()
+        shared_memory.remove_stale_regions()
+        if self._log_path is not None:
+            self._log_file = self._log_path.open("a", encoding="utf-8")
         dies_with_us = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
         self._process = subprocess.Popen(
-            [*dies_with_us, *server_command(installation, settings)],
-            env={**os.environ, **server_environment(installation)},
+            [*dies_with_us, *command],
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on
         )
-        if self._log_path is not None:
-            self._log_file = self._log_path.open("a", encoding="utf-8")
         sinks = [sink for sink in (self._log_file, self._log_stream) if sink is not None]
         assert self._process.stdout is not None  # noqa: S101 - PIPE above
         self._log = ServerLog(self._process.stdout, sinks)
@@ -169,7 +185,7 @@ class TritonServer:
         waiting_for = ["", *(f"models/{name}/" for name in model_names(self.model_repository))]
         while waiting_for:
             if not self.is_alive():
-                raise self._start_failure()
+                raise self.failure()
             path = waiting_for[0] or "health/"
             if self._answers_ok(f"/v2/{path}ready"):
                 del waiting_for[0]
@@ -194,18 +210,20 @@ class TritonServer:
     def terminate(self) -> None:
         """Ask the server to finish what it accepted and to exit; return at once."""
         if self.is_alive():
-            self._running().send_signal(signal.SIGTERM)
+            os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End the server and its stubs at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def stop(self) -> int | None:
         """Drain and stop; return the exit code, or None where nothing was started.
 
         Waits at most ``exit_timeout_s`` and a margin, then kills the process group. Afterwards no
-        process and no shared memory of this server is left.
+        process and no shared memory of this server is left. Close clients first: Triton server
+        waits out ``exit_timeout_s`` for a connection that is merely idle.
         """
         if self._process is None:
             return None
@@ -223,6 +241,36 @@ class TritonServer:
             self._process = None
             self._log_file = None
         return code
+
+    def failure(self) -> StartError | PortTakenError:
+        """Return an error that says why the process ended, from its log."""
+        if self._log is not None:
+            self._log.join(EXIT_MARGIN_S)
+        log = self._log.tail() if self._log else ""
+        if taken := taken_socket(log):
+            return PortTakenError(f"{taken} is taken by another process")
+        lines = "\n".join(f"  {line}" for line in decisive_lines(log))
+        return StartError(f"tritonserver ended, {_ending(self.returncode)}:\n{lines}")
+
+    def get(self, path: str) -> bytes:
+        """Return the body of one GET from the HTTP endpoint.
+
+        On a connection of its own, closed afterwards: an idle one would hold up a stop. Not with
+        urllib, which would ask the proxy of this environment.
+
+        Raises:
+            OSError: No connection, or no answer in time.
+            http.client.HTTPException: A status other than 200, or no HTTP.
+        """
+        host = reachable_host(self.address).strip("[]")
+        connection = http.client.HTTPConnection(host, self.http_port, timeout=HTTP_TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
+        if answer.status != http.client.OK:
+            raise http.client.HTTPException(f"{path} answered {answer.status}")
+        return body
 
     def __enter__(self) -> Self:
         for attempt in range(START_ATTEMPTS):
@@ -250,39 +298,26 @@ class TritonServer:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            raise ServerError("the server is not started")
+            raise TritonServerError("the server is not started")
         return self._process
 
-    def _pick_ports(self) -> list[int]:
-        """Return three ports that can be bound now, those asked for and free ones for 0."""
+    def _pick_ports(self, check: bool) -> list[int]:
+        """Return three ports, those asked for and free ones for 0."""
         ports = []
         with contextlib.ExitStack() as held:  # all at once, so that all three differ
             for endpoint, port in self._wanted_ports.items():
-                ports.append(
-                    held.enter_context(_bound(self.address, port, endpoint)).getsockname()[1]
-                )
+                if check or port == 0:
+                    probe = held.enter_context(_bound(self.address, port, endpoint))
+                    port = probe.getsockname()[1]
+                ports.append(port)
         return ports
 
     def _answers_ok(self, path: str) -> bool:
-        """One GET on a connection of its own: an idle one would hold up a stop."""
-        host = reachable_host(self.address).strip("[]")
-        connection = http.client.HTTPConnection(host, self.http_port, timeout=HTTP_TIMEOUT_S)
         try:
-            connection.request("GET", path)
-            return connection.getresponse().status == http.client.OK
+            self.get(path)
         except (OSError, http.client.HTTPException):
             return False
-        finally:
-            connection.close()
-
-    def _start_failure(self) -> StartError | PortTakenError:
-        if self._log is not None:
-            self._log.join(EXIT_MARGIN_S)
-        log = self._log.tail() if self._log else ""
-        if taken := taken_socket(log):
-            return PortTakenError(f"{taken} is taken by another process")
-        lines = "\n".join(f"  {line}" for line in decisive_lines(log))
-        return StartError(f"tritonserver ended with exit code {self.returncode}:\n{lines}")
+        return True
 
 
 def model_names(model_repository: Path) -> list[str]:
@@ -302,6 +337,12 @@ def model_names(model_repository: Path) -> list[str]:
     return names
 
 
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
 def reachable_host(address: str) -> str:
     """Return the host of a URL that reaches a server listening on ``address`` from this machine."""
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read, not bound
@@ -314,7 +355,7 @@ def _bound(address: str, port: int, endpoint: str) -> socket.socket:
 
     Raises:
         PortTakenError: Another process listens there.
-        ServerError: The address is not this machine's, or the port needs privileges.
+        TritonServerError: The address is not this machine's, or the port needs privileges.
     """
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
@@ -322,7 +363,7 @@ def _bound(address: str, port: int, endpoint: str) -> socket.socket:
         )[0]
         probe = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ServerError(f"cannot listen on {address}: {error.strerror}") from error
+        raise TritonServerError(f"cannot listen on {address}: {error.strerror}") from error
     try:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: past TIME_WAIT
         probe.bind(place)
@@ -333,5 +374,5 @@ def _bound(address: str, port: int, endpoint: str) -> socket.socket:
                 f"{endpoint} port {port} on {address} is taken by another process; "
                 f"choose another with --{endpoint}-port"
             ) from error
-        raise ServerError(f"cannot listen on {address}:{port}: {error.strerror}") from error
+        raise TritonServerError(f"cannot listen on {address}:{port}: {error.strerror}") from error
     return probe

@@ -8,13 +8,15 @@ from typing import IO, TextIO
 
 # "2026-01-31T08:15:30Z E 4463 server.cc:241] "message"", the message with its newlines escaped
 _ERROR_LINE = re.compile(r'^\S+ E \d+ [\w.]+:\d+\] "(?P<message>.*)"\s*$')
+# Before the log is set up, and after it has ended.
+_PLAIN_ERROR = re.compile(r"^error: |: unrecognized option|^Signal \((?:6|7|8|11)\) received")
 _FAILED_TO_LOAD = re.compile(r"^failed to load '[^']+' version \d+: ")
 _PORT_TAKEN = re.compile(r"Socket '(?P<socket>[^']+)' already in use")
 
 # Errors by their letter only: every CPU machine logs them.
 _HARMLESS = ("CudaDriverHelper has not been initialized", "unable to create stream")
 
-TAIL_LINES = 400  # a failed start with a traceback for each model fits
+TAIL_LINES = 1000  # a mistaken flag is answered with 500 lines of help below the one that counts
 
 
 class ServerLog:
@@ -65,11 +67,7 @@ def decisive_lines(log: str, limit: int = 3) -> list[str]:
     lines = [line for line in log.splitlines() if line.strip()]
     errors = [match["message"] for line in lines if (match := _ERROR_LINE.match(line))]
     errors = [message for message in errors if not message.startswith(_HARMLESS)]
-    errors += [
-        line
-        for line in lines
-        if line.startswith(("error: ", "E1")) or ": unrecognized option" in line
-    ]
+    errors += [line for line in lines if _PLAIN_ERROR.search(line)]
     failed_models = [message for message in errors if _FAILED_TO_LOAD.match(message)]
     chosen = failed_models or errors or lines[-1:]
     return [_first_part(message) for message in dict.fromkeys(chosen)][:limit]
