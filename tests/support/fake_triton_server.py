@@ -39,7 +39,7 @@ def tokens_of(text: str) -> int:
     return len(text.split()) + 2
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An error answer: HTTP status and text."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -96,13 +96,13 @@ def answer(request: Request, behaviour: Behaviour) -> list[tuple[str, str, list[
     if fault == "never":
         behaviour.released.wait(60)
     if fault in _REFUSALS:
-        raise Refusal(*_REFUSALS[fault])
+        raise RefusalError(*_REFUSALS[fault])
     if len(request.texts) > behaviour.max_batch_size:
-        raise Refusal(400, f"batch-size must be <= {behaviour.max_batch_size}")
+        raise RefusalError(400, f"batch-size must be <= {behaviour.max_batch_size}")
     counts = [tokens_of(text) for text in request.texts]
     for index, count in enumerate(counts):
         if request.parameters.get("truncate") == "error" and count > MAX_TOKENS:
-            raise Refusal(
+            raise RefusalError(
                 400,
                 f"in ensemble '{MODEL}', text {index} has {count} tokens, the model takes at most "
                 f'{MAX_TOKENS}; shorten it or pass truncate="right"',
@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, status: int, value: object) -> None:
         self._send(status, json.dumps(value).encode())
 
-    def do_GET(self) -> None:  # noqa: N802 - the standard library's name
+    def do_GET(self) -> None:
         behaviour = self.server.behaviour
         if self.path == "/v2":
             self._send_json(200, {"name": "triton", "version": VERSION, "extensions": []})
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_json(404, {"error": "Request for unknown model: 'it' is not found"})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path != f"/v2/models/{MODEL}/infer":
             self._send_json(404, {"error": "Request for unknown model: 'it' is not found"})
@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         with _counted(behaviour, request):
             try:
                 outputs = answer(request, behaviour)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 self._send_json(refusal.status, {"error": refusal.message})
                 return
             if behaviour.strikes(request) and self._misbehave(behaviour.fault or ""):
@@ -281,8 +281,8 @@ class _HttpServer(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, behaviour: Behaviour) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, behaviour: Behaviour, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.behaviour = behaviour
         self.connections: set[socket.socket] = set()
 
@@ -318,7 +318,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             message = f"Request for unknown model: '{name}' is not found"
             context.abort(grpc.StatusCode.NOT_FOUND, message)
 
-    def ServerMetadata(self, request, context):  # noqa: N802
+    def ServerMetadata(self, request, context):  # noqa: N802, ARG002
         return service_pb2.ServerMetadataResponse(name="triton", version=VERSION)
 
     def ModelReady(self, request, context):  # noqa: N802
@@ -352,7 +352,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         with _counted(self.behaviour, came):
             try:
                 outputs = answer(came, self.behaviour)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 context.abort(_GRPC_CODES[refusal.status], refusal.message)
         response = service_pb2.ModelInferResponse(model_name=MODEL)
         for name, datatype, shape, data in outputs:
@@ -364,15 +364,15 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 class FakeTritonServer:
     """Both protocols over one behaviour."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, http_port: int = 0, grpc_port: int = 0) -> None:
         self.behaviour = Behaviour()
-        self._http = _HttpServer(self.behaviour)
+        self._http = _HttpServer(self.behaviour, http_port)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
-        self._pool = ThreadPoolExecutor(64)
+        self._pool = ThreadPoolExecutor(64, thread_name_prefix="fake-server")
         self._grpc = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
         servicer = _Servicer(self.behaviour)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._grpc)
-        self._grpc_port = self._grpc.add_insecure_port("127.0.0.1:0")
+        self._grpc_port = self._grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
 
     @property
     def http_url(self) -> str:

@@ -29,7 +29,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),  # the limits on texts are the server's
     # A server that comes back is found within half a second, not after gRPC's 120.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),  # no connection shared with another client's backoff
     ("grpc.enable_http_proxy", 0),  # the url says where to go, as it does over HTTP

@@ -133,13 +133,15 @@ class _Connection:
                     raise
                 raise _StaleConnectionError from error
             with response:
-                content = response.read(MAX_ANSWER_BYTES + 1)
-                if response.length:
-                    raise http.client.IncompleteRead(content, response.length)
-                if len(content) > MAX_ANSWER_BYTES:
+                # Not read at all when announced too large; one byte more tells when unannounced.
+                is_too_large = (response.length or 0) > MAX_ANSWER_BYTES
+                content = b"" if is_too_large else response.read(MAX_ANSWER_BYTES + 1)
+                if is_too_large or len(content) > MAX_ANSWER_BYTES:
                     raise ProtocolError(
                         f"the answer is larger than {MAX_ANSWER_BYTES} bytes ({call.where})"
                     )
+                if response.length:
+                    raise http.client.IncompleteRead(content, response.length)
                 self.is_reusable = not response.will_close
                 return _Answer(response.status, response.getheader(HEADER_LENGTH), content)
 
