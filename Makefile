@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/check_machine.py
 export: $(MODEL) ## write the default model into model_repository/
 
 $(MODEL): $(INSTALLED)
-	$(BIN)/bertron export "$(DEMO_CHECKPOINT)" --sha256 $(DEMO_SHA256)
+	$(BIN)/bertron export "$(DEMO_CHECKPOINT)" --sha256 $(DEMO_SHA256) --called sentence-transformers/all-MiniLM-L6-v2
 
 demo: $(MODEL) ## serve the default model, encode real texts, search them, stop
 	$(BIN)/python -m bertron_server.demo

@@ -106,6 +106,7 @@ def fetch(source: str) -> Path:
 def read_checkpoint(
     source: str,
     *,
+    called: str | None = None,
     pooling: str | None = None,
     normalize: bool | None = None,
     max_tokens: int | None = None,
@@ -114,6 +115,7 @@ def read_checkpoint(
 
     Args:
         source: A directory, or a hub name where there is a network.
+        called: What people call the model; None takes the hub name or the directory's.
         pooling: One of POOLING_MODES; None takes what ``modules.json`` says.
         normalize: Whether embeddings get length 1; None takes what ``modules.json`` says.
         max_tokens: Longest text in tokens, special ones included; None takes the checkpoint's.
@@ -132,7 +134,7 @@ def read_checkpoint(
         )
     return Checkpoint(
         directory=directory,
-        name=source if not Path(source).is_dir() else _display_name(directory, raw),
+        name=called or (directory.resolve().name if directory == Path(source) else source),
         config=config,
         pooling=_pooling(directory, pooling, normalize),
         max_tokens_per_text=_max_tokens(directory, config, max_tokens),
@@ -307,11 +309,6 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
     pickled = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
     hint = f" ({pickled[0]} is a pickle, which may run code, and is never read)" if pickled else ""
     raise ExportError(f"{single} is missing{hint}: save the model as safetensors")
-
-
-def _display_name(directory: Path, raw: dict[str, Any]) -> str:
-    """A path says little in a banner: the name that the configuration gives, else the folder's."""
-    return str(raw.get("_name_or_path") or directory.resolve().name)
 
 
 def _or_default(value: int | None, default: int) -> int:

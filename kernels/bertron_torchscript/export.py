@@ -31,6 +31,7 @@ def export(
     model_repository: Path,
     *,
     name: str | None = None,
+    called: str | None = None,
     pooling: str | None = None,
     normalize: bool | None = None,
     pooling_layer: int = -1,
@@ -45,6 +46,7 @@ def export(
         source: A Hugging Face directory, or a hub name where there is a network.
         model_repository: Where Triton server's models live; made when missing.
         name: Triton's name of the ensemble; None gives the default three models.
+        called: What people call the model, for banners and logs.
         pooling: See :func:`bertron_torchscript.checkpoint.read_checkpoint`.
         normalize: As ``pooling``.
         pooling_layer: Whose output is pooled: -1 the last layer, -2 the one before it (as in
@@ -64,7 +66,7 @@ def export(
         raise ExportError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
     progress(f"reading {source}")
     checkpoint = read_checkpoint(
-        source, pooling=pooling, normalize=normalize, max_tokens=max_tokens
+        source, called=called, pooling=pooling, normalize=normalize, max_tokens=max_tokens
     )
     source_sha256 = {path.name: sha256_of(path) for path in checkpoint.source_files}
     _check_sha256(checkpoint, source_sha256, expected_sha256)

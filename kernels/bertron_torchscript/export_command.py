@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-repository", type=Path, default=Path("model_repository"), metavar="DIR"
     )
     parser.add_argument("--name", help="of the ensemble; the default is text_embedding")
+    parser.add_argument(
+        "--called",
+        metavar="TEXT",
+        help="what banners call the model; default: its hub or folder name",
+    )
     parser.add_argument("--pooling", choices=POOLING_MODES, help="default: what modules.json says")
     parser.add_argument(
         "--normalize",
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             args.source,
             args.model_repository,
             name=args.name,
+            called=args.called,
             pooling=args.pooling,
             normalize=args.normalize,
             pooling_layer=args.pooling_layer,

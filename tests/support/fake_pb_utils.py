@@ -1,6 +1,7 @@
 """The few types of ``triton_python_backend_utils`` that bertron_backend uses, without a server."""
 
 import json
+from typing import ClassVar
 
 
 class TritonError(Exception):
@@ -48,7 +49,7 @@ class InferenceResponse:
 class Logger:
     """Keeps what was logged."""
 
-    lines: list[str] = []
+    lines: ClassVar[list[str]] = []
 
     @classmethod
     def log_info(cls, message):
