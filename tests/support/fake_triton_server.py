@@ -113,6 +113,8 @@ def answer(request: Request, behaviour: Behaviour) -> list[tuple[str, str, list[
     vectors = np.array(rows, dtype="<f4").reshape(-1, size)
     if fault == "nan":
         vectors[-1, 3] = np.nan
+    if fault == "mixed_up":
+        vectors = np.roll(vectors, 1, axis=1)
     if fault == "wrong_count":
         vectors = vectors[:-1]
     datatype = "FP64" if fault == "wrong_dtype" else "FP32"
