@@ -6,20 +6,23 @@ import json
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from bertron_backend.batch_tokenizer import TextRequest, TokenBatch
-from bertron_backend.encoder import FloatArray
 from bertron_backend.errors import InferenceError, InvalidInputError
 from bertron_backend.packing import TokenRequest
 
-# Each class of ours is one code of Triton server's; anything else is a defect of ours.
-_CODES: dict[type[Exception], int] = {
-    InvalidInputError: pb_utils.TritonError.INVALID_ARG,
-    InferenceError: pb_utils.TritonError.INTERNAL,
+if TYPE_CHECKING:  # the tokenizer's process loads no torch
+    from bertron_backend.encoder import FloatArray
+
+# Each class of ours is one code of Triton server's; anything else is a defect of ours. By name: the
+# stub adds TritonError to its module only after it has imported the model's.
+_CODES: dict[type[Exception], str] = {
+    InvalidInputError: "INVALID_ARG",
+    InferenceError: "INTERNAL",
 }
 
 
@@ -137,12 +140,13 @@ def _response(**arrays: np.ndarray[Any, Any]) -> Any:
 
 
 def _error_response(error: Exception) -> Any:
-    code = _CODES.get(type(error))
-    if code is None:
+    code_name = _CODES.get(type(error))
+    if code_name is None:
         # Ours to find in the log; a client gets no traceback, and the log no text of a user.
         where = "".join(traceback.format_tb(error.__traceback__))
         pb_utils.Logger.log_error(f"{type(error).__name__} while answering a request:\n{where}")
         return pb_utils.InferenceResponse(
             error=pb_utils.TritonError("internal error", pb_utils.TritonError.INTERNAL)
         )
+    code = getattr(pb_utils.TritonError, code_name)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
