@@ -98,7 +98,7 @@ def _serve(server: TritonServer) -> int:
                 raise TritonServerError(f"the server ended by itself\n{server.failure()}")
         finally:
             code = server.stop()
-    if stop.signals > 1:
+    if code == -signal.SIGKILL:  # by the second signal, or because it did not end in time
         _say("killed; requests that were running are lost")
         return 1
     if code == 1:  # Triton server's answer to an expired exit timeout
@@ -132,7 +132,8 @@ class _Stop:
         self.signals += 1
         if self.signals == 1:
             # Not through sys.stdout, which this signal may have interrupted in a write.
-            os.write(1, b"stopping: accepted requests are finished first; once more kills\n")
+            with contextlib.suppress(OSError):
+                os.write(1, b"stopping: accepted requests are finished first; once more kills\n")
         self.pass_on()
 
     def pass_on(self) -> None:

@@ -244,6 +244,7 @@ class TritonServer:
 
     def failure(self) -> StartError | PortTakenError:
         """Return an error that says why the process ended, from its log."""
+        self.kill()  # stubs outlive it by seconds and hold its output open
         if self._log is not None:
             self._log.join(EXIT_MARGIN_S)
         log = self._log.tail() if self._log else ""

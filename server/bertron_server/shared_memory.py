@@ -66,15 +66,15 @@ def _is_settled(region: Path, oldest: float) -> bool:
 
 
 def _mapped_names() -> set[str] | None:
-    """The names of all mapped regions, or None where a process of this user hides its maps."""
+    """The names of all mapped regions, or None where a server or a stub hides its maps."""
     names: set[str] = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             maps = (process / "maps").read_text(encoding="utf-8", errors="replace")
         except PermissionError:
-            if _owner(process) == os.getuid():
+            if _may_be_triton(process):
                 return None
-            continue
+            continue  # in a container process 1 hides them even from root
         except OSError:
             continue  # it has ended meanwhile
         # "7f.. rw-s 00000000 00:1a 7  /dev/shm/name", with " (deleted)" behind what was unlinked
@@ -86,8 +86,11 @@ def _mapped_names() -> set[str] | None:
     return names
 
 
-def _owner(process: Path) -> int | None:
+def _may_be_triton(process: Path) -> bool:
     try:
-        return process.stat().st_uid
+        name = (process / "comm").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
     except OSError:
-        return None
+        return True
+    return name.startswith("triton")  # tritonserver, triton_python_backend_stub

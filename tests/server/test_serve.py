@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bertron_server import cli
+from bertron_server.banner import banner, missing_exports, served_models
+
+SHM = Path("/dev/shm")  # noqa: S108
+MANIFEST = {
+    "name": "all-MiniLM-L6-v2",
+    "architecture": "bert",
+    "dtype": "float32",
+    "pooling": "mean",
+    "normalize": True,
+    "embedding_size": 384,
+    "limits": {"max_tokens_per_text": 256},
+}
+ENSEMBLE = """
+max_batch_size: 64  # texts in one request
+parameters { key: "max_characters_per_text" value { string_value: "100000" } }
+"""
+
+
+@pytest.fixture
+def bert_repository(tmp_path: Path) -> Path:
+    """The layout that `bertron export` leaves, without models that could load."""
+    repository = tmp_path / "model_repository"
+    for name in ("bert", "tokenizer", "text_embedding"):
+        (repository / name / "1").mkdir(parents=True)
+        (repository / name / "config.pbtxt").write_text(f'name: "{name}"\n')
+    (repository / "text_embedding" / "config.pbtxt").write_text(ENSEMBLE)
+    (repository / "bert" / "1" / "model.pt").touch()
+    (repository / "bert" / "1" / "manifest.json").write_text(json.dumps(MANIFEST))
+    return repository
+
+
+def lines_of(repository: Path, devices: dict[str, str] | None = None) -> list[str]:
+    return banner(
+        model_repository=repository,
+        devices=devices or {},
+        server_version=(2, 51),
+        ready_after_s=6.94,
+        urls={"HTTP": "http://127.0.0.1:8000"},
+    ).splitlines()
+
+
+def test_the_banner_says_what_is_served_and_where(bert_repository: Path) -> None:
+    lines = lines_of(bert_repository, {"bert": "CPU"})
+    assert lines[0].endswith("on Triton server 2.51, ready in 6.9 s")
+    assert [line.split(maxsplit=1) for line in lines[1:]] == [
+        [
+            "model",
+            "text_embedding: all-MiniLM-L6-v2 "
+            "(bert, float32, mean pooling, length 1) 384 dimensions",
+        ],
+        ["device", "CPU"],
+        ["limits", "256 tokens a text, 100,000 characters a text, 64 texts a request"],
+        ["HTTP", "http://127.0.0.1:8000"],
+        ["stop", "Ctrl-C"],
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{", '{"limits": 3}'])
+def test_a_manifest_that_cannot_be_read_makes_a_shorter_banner(
+    bert_repository: Path, content: str | None
+) -> None:
+    manifest = bert_repository / "bert" / "1" / "manifest.json"
+    manifest.unlink()
+    if content is not None:
+        manifest.write_text(content)
+    assert "  model    text_embedding" in lines_of(bert_repository)
+
+
+def test_a_further_model_is_known_by_its_own_name(bert_repository: Path) -> None:
+    (bert_repository / "reviews_bert").mkdir()
+    (bert_repository / "reviews_bert" / "config.pbtxt").touch()
+    assert [model.ensemble for model in served_models(bert_repository)] == [
+        "text_embedding",
+        "reviews",
+    ]
+    missing = bert_repository / "reviews_bert" / "1" / "model.pt"
+    assert missing_exports(bert_repository) == [missing]
+
+
+def test_a_model_that_is_not_exported_names_the_command(
+    bert_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bert_repository / "bert" / "1" / "model.pt").unlink()
+    assert cli.main(["serve", "--model-repository", str(bert_repository)]) == 1
+    message = capsys.readouterr().err
+    assert "model.pt is missing" in message
+    assert f"bertron export CHECKPOINT --model-repository {bert_repository}" in message
+
+
+@pytest.mark.integration
+def test_the_command_is_printed_ready_to_paste(
+    bert_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["serve", "--model-repository", str(bert_repository), "--http-port", "18123"]
+    assert cli.main([*arguments, "--print-command", "--", "--log-verbose=1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    words = shlex.split(printed)
+    assert words[0].startswith("PATH=")
+    assert f"--model-repository={bert_repository}" in words
+    assert "--http-port=18123" in words
+    assert words[-1] == "--log-verbose=1"
+
+
+@contextmanager
+def bertron_serve(repository: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "bertron_server.cli", "serve"]
+    command += ["--model-repository", str(repository), *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+
+
+def read_until(process: subprocess.Popen[str], pattern: str, timeout_s: float = 30) -> str:
+    """What the command printed up to the line with the pattern."""
+    assert process.stdout is not None
+    watchdog = threading.Timer(timeout_s, process.kill)
+    watchdog.start()
+    read = ""
+    try:
+        for line in process.stdout:
+            read += line
+            if re.search(pattern, line):
+                return read
+    finally:
+        watchdog.cancel()
+        watchdog.join()
+    raise AssertionError(f"no line with {pattern!r} in:\n{read}")
+
+
+def server_of(process: subprocess.Popen[str]) -> int:
+    """The process id of the command's tritonserver."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 1
+    return int(children[0])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_signal_stops_it_cleanly(
+    echo_repository: Path, echo: Callable[..., str], proc: Any, number: signal.Signals
+) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS, "--exit-timeout-s", "10") as process:
+        said = read_until(process, "Ctrl-C")
+        url = re.search(r"http://127\.0\.0\.1:\d+", said)
+        assert url is not None
+        assert echo(url[0], "hello") == "hello"
+        server = server_of(process)
+        regions = proc.regions(server)
+        process.send_signal(number)
+        out, log = process.communicate(timeout=15)
+        assert process.returncode == 0, log
+        assert out.splitlines()[-1] == "stopped"
+        assert "Started HTTPService" in log  # the server's own log, on stderr
+        assert "Traceback" not in log
+        assert proc.group(server) == []
+        assert list(SHM.glob(regions)) == []
+
+
+@pytest.mark.integration
+def test_a_signal_while_it_loads_stops_it_too(
+    repository_of: Callable[[str], Path], proc: Any
+) -> None:
+    repository = repository_of("import time\ntime.sleep(120)\n")
+    with bertron_serve(repository, *FREE_PORTS, "--exit-timeout-s", "3") as process:
+        read_until(process, "loading faulty")
+        time.sleep(1)
+        server = server_of(process)
+        process.terminate()
+        _, log = process.communicate(timeout=15)
+        assert process.returncode == 0, log
+        assert proc.group(server) == []
+
+
+@pytest.mark.integration
+def test_a_second_signal_kills(echo_repository: Path, proc: Any) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS) as process:
+        read_until(process, "Ctrl-C")
+        server = server_of(process)
+        os.kill(server, signal.SIGSTOP)  # a server that does not come to an end
+        process.terminate()
+        read_until(process, "stopping")
+        process.terminate()
+        out, log = process.communicate(timeout=15)
+        assert process.returncode == 1, log
+        assert "killed" in out
+        assert proc.group(server) == []
+
+
+@pytest.mark.integration
+def test_a_stop_that_takes_too_long_is_no_clean_one(echo_repository: Path, proc: Any) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS, "--exit-timeout-s", "0") as process:
+        read_until(process, "Ctrl-C")
+        server = server_of(process)
+        os.kill(server, signal.SIGSTOP)
+        process.terminate()
+        out, log = process.communicate(timeout=15)
+        assert process.returncode == 1, log
+        assert "killed" in out
+        assert proc.group(server) == []
+
+
+@pytest.mark.integration
+def test_a_server_that_dies_is_a_failure_with_its_cause(echo_repository: Path) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS) as process:
+        read_until(process, "Ctrl-C")
+        os.kill(server_of(process), signal.SIGKILL)
+        _, log = process.communicate(timeout=15)
+        assert process.returncode == 1
+        assert "bertron serve: the server ended by itself" in log
+        assert "SIGKILL" in log
+
+
+@pytest.mark.integration
+def test_a_taken_port_is_named(
+    running: Any, echo_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["serve", "--model-repository", str(echo_repository), *FREE_PORTS]
+    assert cli.main([*arguments, "--grpc-port", str(running.grpc_port)]) == 1
+    assert f"grpc port {running.grpc_port} on 127.0.0.1 is taken" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_an_open_network_is_warned_about(
+    running: Any, echo_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["serve", "--model-repository", str(echo_repository), "--address", "0.0.0.0"]  # noqa: S104
+    assert cli.main([*arguments, "--http-port", str(running.http_port)]) == 1  # it is taken
+    assert "without TLS and without authentication" in capsys.readouterr().out
