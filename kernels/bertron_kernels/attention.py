@@ -35,12 +35,12 @@ TILES = {
     (2, True): Tile(32, 32, num_warps=4, num_stages=1),
     (2, False): Tile(64, 64, num_warps=4, num_stages=2),
     # fp32 runs on the plain multiply-add units, whose operands live in registers
-    (4, True): Tile(32, 32, num_warps=4, num_stages=1),
-    (4, False): Tile(32, 32, num_warps=4, num_stages=1),
+    (4, True): Tile(32, 16, num_warps=4, num_stages=1),
+    (4, False): Tile(32, 16, num_warps=4, num_stages=1),
 }
 WIDE_TILES = {
     # the same from head_dim 128 on
-    2: Tile(64, 32, num_warps=8, num_stages=1),
+    2: Tile(64, 32, num_warps=4, num_stages=1),
     4: Tile(16, 16, num_warps=8, num_stages=1),
 }
 

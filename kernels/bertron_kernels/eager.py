@@ -85,23 +85,30 @@ def _group_by_length(
     bounds: tuple[int, ...], num_tokens: int, max_seqlen: int
 ) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """(length, first rows of the sequences of that length), without empty sequences."""
-    if bounds[0] != 0 or bounds[-1] != num_tokens:
+    _check_bounds(bounds, num_tokens)
+    sequences = [(end - start, start) for start, end in pairwise(bounds) if end > start]
+    longest = max(sequences, default=(0, 0))[0]
+    if longest > max_seqlen:
         raise ValueError(
-            f"cu_seqlens goes from {bounds[0]} to {bounds[-1]}, expected 0 to {num_tokens}"
+            f"cu_seqlens has a sequence of {longest} tokens, expected at most max_seqlen"
+            f" {max_seqlen}"
         )
-    sequences = []
-    for index, (start, end) in enumerate(pairwise(bounds)):
-        if not 0 <= end - start <= max_seqlen:
-            raise ValueError(
-                f"sequence {index} has {end - start} tokens by cu_seqlens, expected 0 to"
-                f" max_seqlen {max_seqlen}"
-            )
-        if end > start:
-            sequences.append((end - start, start))
     return tuple(
         (length, tuple(start for _, start in group))
         for length, group in groupby(sorted(sequences), key=lambda sequence: sequence[0])
     )
+
+
+def _check_bounds(bounds: tuple[int, ...], num_tokens: int) -> None:
+    if bounds[0] != 0 or bounds[-1] != num_tokens:
+        raise ValueError(
+            f"cu_seqlens goes from {bounds[0]} to {bounds[-1]}, expected 0 to {num_tokens}"
+        )
+    for index, (start, end) in enumerate(pairwise(bounds)):
+        if end < start:
+            raise ValueError(
+                f"cu_seqlens falls from {start} to {end} at {index + 1}, expected it to rise"
+            )
 
 
 @lru_cache(maxsize=512)
@@ -122,16 +129,11 @@ def add_layer_norm(
     check_add_layer_norm(x, residual, bias, weight, norm_bias, EAGER_DTYPES)
     if residual is None and bias is None:
         return F.layer_norm(x, x.shape[-1:], weight, norm_bias, eps)
-    exact = torch.promote_types(x.dtype, torch.float32)
-    total = x if residual is None else _add(x, residual, exact)
-    if bias is not None:
-        total = _add(total, bias, exact)
+    total = x.to(torch.promote_types(x.dtype, torch.float32))
+    for other in (residual, bias):
+        if other is not None:
+            total = total + other
     return _layer_norm(total, weight, norm_bias, eps)
-
-
-def _add(left: Tensor, right: Tensor, exact: torch.dtype) -> Tensor:
-    """The sum, not rounded to a narrower dtype than ``exact``."""
-    return torch.add(left.to(exact), right)
 
 
 def _layer_norm(total: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -146,7 +148,11 @@ def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     check_bias_gelu(x, bias, EAGER_DTYPES)
     if bias is None:
         return F.gelu(x)
-    return F.gelu(_add(x, bias, torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+    # The sum is rounded to the dtype of x, as PyTorch's own two operators do: in fp32 it costs
+    # twice the time. A matrix product adds its bias for nothing, and unrounded.
+    total = x + bias
+    torch.ops.aten.gelu_(total)
+    return total
 
 
 def embedding_layer_norm(
@@ -190,32 +196,41 @@ def embedding_layer_norm(
 
 def _look_up(name: str, ids: Tensor, table: Tensor) -> Tensor:
     try:
-        return F.embedding(ids, table)
+        return torch.embedding(table, ids)
     except IndexError:
         wrong = ids[(ids < 0) | (ids >= len(table))][0].item()
         raise ValueError(f"{name} has id {wrong}, expected 0 to {len(table) - 1}") from None
 
 
 def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool) -> Tensor:
-    """``bertron::pool``; see the kernel's launcher of the same name. float64 stays float64."""
+    """``bertron::pool``; see the kernel's launcher of the same name. float64 stays float64.
+
+    Raises:
+        ValueError: As the launcher, and where ``cu_seqlens`` does not rise from 0 to T.
+    """
     check_pool(hidden_states, cu_seqlens, mode, EAGER_DTYPES)
-    exact = torch.promote_types(hidden_states.dtype, torch.float32)
-    if len(hidden_states) == 0:
-        return hidden_states.new_zeros(pooled_shape(hidden_states, cu_seqlens, mode), dtype=exact)
-    if mode in ("cls", "last"):
-        bounds = cu_seqlens.long()
-        # Clamped for sequences of no tokens, whose row is wiped after.
-        row = bounds[:-1].clamp_max(len(hidden_states) - 1) if mode == "cls" else bounds[1:] - 1
-        out = hidden_states[row].to(exact)
-        out.masked_fill_((bounds[1:] == bounds[:-1])[:, None], 0.0)
+    tokens = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    bounds = tuple(cu_seqlens.tolist())
+    _check_bounds(bounds, len(tokens))
+    out = tokens.new_zeros(pooled_shape(hidden_states, cu_seqlens, mode))
+    for row, (start, end) in zip(out.unbind(), pairwise(bounds), strict=True):
+        if start < end:
+            _pool_one(tokens[start:end], mode, row)
+    if normalize:
+        norm = torch.linalg.vector_norm(out, dim=1, keepdim=True)
+        out /= norm.clamp_min_(MIN_NORM)
+    return out
+
+
+def _pool_one(tokens: Tensor, mode: str, out: Tensor) -> None:
+    """One sequence [s, E], at least one token, to ``out`` [E] or [2E]."""
+    if mode == "mean":
+        torch.mean(tokens, 0, out=out)
+    elif mode == "max":
+        torch.amax(tokens, 0, out=out)
+    elif mode == "mean-max":
+        mean, largest = out.view(2, -1).unbind()
+        torch.mean(tokens, 0, out=mean)
+        torch.amax(tokens, 0, out=largest)
     else:
-        tokens = hidden_states.to(exact)
-        out = torch.cat([_reduce(tokens, cu_seqlens, part) for part in mode.split("-")], 1)
-    return F.normalize(out, dim=1, eps=MIN_NORM) if normalize else out
-
-
-def _reduce(tokens: Tensor, cu_seqlens: Tensor, mode: str) -> Tensor:
-    """Mean or maximum of each sequence; an empty one gives zeros."""
-    # A bag of embeddings is a sequence: each of its rows is looked up once, in order.
-    rows = torch.arange(len(tokens), dtype=torch.int32, device=tokens.device)
-    return F.embedding_bag(rows, tokens, cu_seqlens[:-1], mode=mode)
+        out.copy_(tokens[0 if mode == "cls" else -1])

@@ -11,7 +11,7 @@ from bertron_kernels.arguments import KERNEL_DTYPES, check_pool
 from bertron_kernels.language import tl, triton
 from bertron_kernels.launch import Launch, next_power_of_2
 
-ELEMENTS_PER_PROGRAM = 4096  # fp32 values a program holds for one block of tokens
+ELEMENTS_PER_PROGRAM = 2048  # fp32 values a program holds for one block of tokens
 MIN_NORM = 1e-12  # a shorter vector is divided by this: torch.nn.functional.normalize's own bound
 
 
@@ -95,7 +95,7 @@ def plan_pool(
             "BLOCK_T": max(1, ELEMENTS_PER_PROGRAM // block_e),
             "BLOCK_E": block_e,
         },
-        num_warps=4 if block_e <= ELEMENTS_PER_PROGRAM else 8,
+        num_warps=4 if block_e <= 4096 else 8,
     )
 
 

@@ -1,0 +1,130 @@
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bertron_kernels import varlen_attention_reference
+
+LENGTHS = {
+    "one token": [1],
+    "one short of a tile": [63],
+    "one past a tile": [257],
+    "the longest": [512],
+    "around both length classes": [17, 31, 32, 33, 64, 65, 2],
+    "one length, read in place": [48, 48, 48],
+    "one length, scattered": [40, 7, 40, 90, 7, 40, 90],
+    "more sequences than a warp has threads": [3] * 300,
+    "long beside short": [3] * 15 + [512] + [3] * 15,
+    "no tokens at both ends and between": [0, 5, 0, 0, 70, 0],
+}
+
+
+def torch_own(qkv, cu_seqlens, softmax_scale):
+    contexts = []
+    for start, end in pairwise(cu_seqlens.tolist()):
+        query, key, value = qkv[start:end].permute(1, 2, 0, 3).unbind()
+        context = F.scaled_dot_product_attention(query, key, value, scale=softmax_scale)
+        contexts.append(context.transpose(0, 1))
+    return torch.cat(contexts)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_attention_agrees_with_float64(implementation, randn, packed, lengths):
+    qkv = randn(sum(lengths), 3, 2, 32, dtype=implementation.dtype)
+    arguments = (packed(lengths), max(lengths), 32**-0.5)
+    out = implementation.run("varlen_attention", qkv, *arguments)
+    exact = varlen_attention_reference(qkv.double(), *arguments)
+    implementation.check(out, exact, torch_own(qkv, arguments[0], 32**-0.5))
+
+
+# 16 is the smallest tile, 128 the wide one; 12 heads as in BERT-base, 1 and 3 as in none.
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(3, 16), (12, 64), (1, 128)])
+def test_every_head_dim_agrees_with_float64(implementation, randn, packed, num_heads, head_dim):
+    qkv = randn(100, 3, num_heads, head_dim, dtype=implementation.dtype)
+    arguments = (packed([29, 71]), 71, head_dim**-0.5)
+    out = implementation.run("varlen_attention", qkv, *arguments)
+    exact = varlen_attention_reference(qkv.double(), *arguments)
+    implementation.check(out, exact, torch_own(qkv, arguments[0], head_dim**-0.5))
+
+
+def test_large_scores_do_not_overflow(implementation, randn, packed):
+    # Scores up to some thousands: exp without the running maximum would be infinite.
+    qkv = randn(100, 3, 2, 32, dtype=implementation.dtype) * 16
+    arguments = (packed([30, 70]), 70, 1.0)
+    out = implementation.run("varlen_attention", qkv, *arguments)
+    implementation.check(out, varlen_attention_reference(qkv.double(), *arguments))
+
+
+def test_a_batch_equals_its_parts(implementation, randn, packed):
+    lengths = [5, 33, 5, 70, 1]
+    qkv = randn(sum(lengths), 3, 2, 32, dtype=implementation.dtype)
+    cu_seqlens = packed(lengths)
+    batch = implementation.run("varlen_attention", qkv, cu_seqlens, 70, 0.2)
+    for start, end in pairwise(cu_seqlens.tolist()):
+        part = qkv[start:end].contiguous()
+        length = end - start
+        alone = implementation.run("varlen_attention", part, packed([length]), length, 0.2)
+        # The class of the longest sequence chooses the tile, and with it the order of the sums.
+        tolerance = 2 * torch.finfo(implementation.dtype).eps
+        torch.testing.assert_close(batch[start:end], alone, rtol=tolerance, atol=tolerance)
+
+
+def test_a_larger_max_seqlen_changes_nothing(run, randn, packed):
+    qkv = randn(40, 3, 2, 32)
+    cu_seqlens = packed([33, 7])
+    out = run("varlen_attention", qkv, cu_seqlens, 33, 0.2)
+    assert torch.equal(run("varlen_attention", qkv, cu_seqlens, 500, 0.2), out)
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
+def test_no_tokens_give_no_tokens(run, packed, lengths):
+    out = run("varlen_attention", torch.empty(0, 3, 2, 32), packed(lengths), 0, 0.2)
+    assert out.shape == (0, 2, 32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "cu_dtype", "message"),
+    [
+        ((4, 2, 2, 32), torch.float32, torch.int32, r"qkv has shape \[4, 2, 2, 32\].*\[4, 3, 2"),
+        ((4, 3, 64), torch.float32, torch.int32, r"qkv has shape \[4, 3, 64\].*\[T, 3, H, D\]"),
+        ((4, 3, 2, 32), torch.int32, torch.int32, r"qkv has dtype torch.int32, expected .*bfloat"),
+        ((4, 3, 2, 32), torch.float32, torch.int64, r"cu_seqlens has dtype torch.int64.*int32"),
+    ],
+)
+def test_wrong_arguments_are_named(run, shape, dtype, cu_dtype, message):
+    cu_seqlens = torch.tensor([0, 4], dtype=cu_dtype)
+    with pytest.raises(ValueError, match=message):
+        run("varlen_attention", torch.zeros(shape, dtype=dtype), cu_seqlens, 4, 0.2)
+
+
+def test_a_strided_qkv_is_refused(run, packed):
+    qkv = torch.zeros(3, 4, 2, 32).transpose(0, 1)
+    with pytest.raises(ValueError, match=r"qkv has strides \[64, 256, 32, 1\].*contiguous"):
+        run("varlen_attention", qkv, packed([4]), 4, 0.2)
+
+
+@pytest.mark.parametrize("head_dim", [8, 48, 512])
+def test_a_head_dim_that_no_tile_takes_is_refused(run_kernel, packed, head_dim):
+    with pytest.raises(ValueError, match=rf"head_dim is {head_dim}, .*power of two from 16 to 256"):
+        run_kernel("varlen_attention", torch.zeros(4, 3, 1, head_dim), packed([4]), 4, 0.2)
+
+
+def test_offsets_beyond_32_bits_are_refused(run_kernel, packed):
+    with pytest.raises(ValueError, match="max_seqlen is 1000000, expected less than 932067"):
+        run_kernel("varlen_attention", torch.zeros(4, 3, 12, 64), packed([4]), 10**6, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("cu_seqlens", "message"),
+    [
+        ([0, 3], "goes from 0 to 3, expected 0 to 4"),
+        ([1, 4], "goes from 1 to 4, expected 0 to 4"),
+        ([0, 3, 1, 4], "falls from 3 to 1 at 2"),
+        ([0, 4], "a sequence of 4 tokens, expected at most max_seqlen 3"),
+    ],
+)
+def test_the_cpu_checks_cu_seqlens(cu_seqlens, message):
+    qkv = torch.zeros(4, 3, 2, 32)
+    bounds = torch.tensor(cu_seqlens, dtype=torch.int32)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.bertron.varlen_attention(qkv, bounds, 3, 0.2)

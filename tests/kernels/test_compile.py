@@ -1,0 +1,58 @@
+"""Compiles the kernels for GPUs that are not there, by ``compile_gate.py`` in a clean process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bertron_kernels.variants import served_variants
+
+# Each kernel once, in the dtypes and widths that press hardest on registers.
+# `compile_gate.py 90` without names compiles every variant, in 40 s.
+NAMES = [
+    "varlen_attention-32-32-torch.float16",
+    "varlen_attention-32-512-torch.bfloat16",
+    "varlen_attention-64-512-torch.float16",
+    "varlen_attention-64-512-torch.float32",
+    "varlen_attention-128-512-torch.float16",
+    "add_layer_norm-768-torch.float16",
+    "add_layer_norm-1024-torch.float32",
+    "bias_gelu-768-torch.bfloat16",
+    "embedding_layer_norm-1024-torch.float32",
+    "pool-mean-1024-torch.float16",
+    "pool-mean-max-1024-torch.float32",
+]
+
+# Shared memory that one program may have, from the CUDA programming guide's table of compute
+# capabilities: 163 kB on the A100, 227 kB on the H100, H200 and B200.
+SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+@pytest.mark.parametrize("capability", SHARED_LIMITS)
+def test_kernels_compile_without_spills(capability, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    gate = subprocess.run(
+        [sys.executable, Path(__file__).with_name("compile_gate.py"), str(capability), *NAMES],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert gate.returncode == 0, gate.stderr
+    results = [json.loads(line) for line in gate.stdout.splitlines()]
+    assert [result["name"] for result in results] == NAMES
+    for result in results:
+        assert result["stack_bytes"] == 0, result
+        assert result["local_bytes"] == 0, result
+        assert result["spill_instructions"] == 0, result
+        assert result["shared_bytes"] <= SHARED_LIMITS[capability], result
+
+
+def test_every_kernel_is_among_the_compiled():
+    kernels = {launch.kernel for _, launch in served_variants()}
+    compiled = {launch.kernel for name, launch in served_variants() if name in NAMES}
+    assert compiled == kernels

@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from bertron_kernels import add_layer_norm_reference
+
+EPS = 1e-12  # BERT's own
+
+
+def double(*tensors):
+    return tuple(None if tensor is None else tensor.double() for tensor in tensors)
+
+
+# 1 row, a number of rows that no block divides, 257; MiniLM, base, large and an odd hidden size.
+@pytest.mark.parametrize("num_tokens", [1, 63, 257])
+@pytest.mark.parametrize("hidden_size", [384, 768, 1024, 331])
+def test_add_layer_norm_agrees_with_float64(implementation, randn, num_tokens, hidden_size):
+    x, residual = (randn(num_tokens, hidden_size, dtype=implementation.dtype) for _ in range(2))
+    bias, weight, shift = (randn(hidden_size, dtype=implementation.dtype) for _ in range(3))
+    out = implementation.run("add_layer_norm", x, residual, bias, weight, shift, EPS)
+    exact = add_layer_norm_reference(*double(x, residual, bias, weight, shift), EPS)
+    peer = F.layer_norm(x + bias + residual, (hidden_size,), weight, shift, EPS)
+    implementation.check(out, exact, peer)
+
+
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_what_is_absent_adds_nothing(implementation, randn, has_residual, has_bias):
+    x = randn(5, 64, dtype=implementation.dtype)
+    residual = randn(5, 64, dtype=implementation.dtype) if has_residual else None
+    bias = randn(64, dtype=implementation.dtype) if has_bias else None
+    weight, shift = (randn(64, dtype=implementation.dtype) for _ in range(2))
+    out = implementation.run("add_layer_norm", x, residual, bias, weight, shift, EPS)
+    exact = add_layer_norm_reference(*double(x, residual, bias, weight, shift), EPS)
+    implementation.check(out, exact)
+
+
+def test_a_large_mean_keeps_its_digits(run, randn):
+    # BERT's residual stream has such rows; E[x^2] - E[x]^2 is wrong by 14 % in fp32 here.
+    x = 30 + 0.05 * randn(7, 768)
+    one, zero = torch.ones(768), torch.zeros(768)
+    out = run("add_layer_norm", x, None, None, one, zero, EPS)
+    exact = add_layer_norm_reference(*double(x, None, None, one, zero), EPS)
+    assert (out.double() - exact).norm() <= 1e-4 * exact.norm()
+
+
+def test_a_constant_row_is_the_shift(run, randn):
+    shift = randn(100)
+    out = run("add_layer_norm", torch.full((2, 100), 2.0), None, None, randn(100), shift, EPS)
+    torch.testing.assert_close(out, shift.expand(2, 100), rtol=0, atol=1e-4)
+
+
+def test_the_widest_row_is_normalised(run, randn):
+    x = randn(2, 8192)
+    weight, shift = randn(8192), randn(8192)
+    out = run("add_layer_norm", x, None, None, weight, shift, EPS)
+    exact = add_layer_norm_reference(*double(x, None, None, weight, shift), EPS)
+    assert (out.double() - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_no_tokens_give_no_tokens(run):
+    row = torch.ones(64)
+    assert run("add_layer_norm", torch.empty(0, 64), None, row, row, row, EPS).shape == (0, 64)
+
+
+def test_wrong_arguments_are_named(run):
+    x, row = torch.zeros(4, 64), torch.zeros(64)
+    with pytest.raises(ValueError, match=r"residual has shape \[3, 64\], expected \[4, 64\]"):
+        run("add_layer_norm", x, torch.zeros(3, 64), None, row, row, EPS)
+    with pytest.raises(ValueError, match=r"weight has dtype torch.float16, expected torch.float32"):
+        run("add_layer_norm", x, None, None, row.half(), row, EPS)
+    with pytest.raises(ValueError, match=r"x has strides \[1, 4\].*contiguous"):
+        run("add_layer_norm", torch.zeros(64, 4).T, None, None, row, row, EPS)
+    wide = torch.zeros(8193)
+    with pytest.raises(ValueError, match="hidden size is 8193, expected 1 to 8192"):
+        run("add_layer_norm", torch.zeros(1, 8193), None, None, wide, wide, EPS)
