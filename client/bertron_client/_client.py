@@ -147,8 +147,6 @@ class Client:
             if call.is_over(within_s=_DEADLINE_TIE_S):
                 raise call.exceeded() from error
             raise
-        if len(answers) == 1 and len(first) == 1:
-            return answers[0]
         return join_answers(requests, answers, len(first), info.embedding_size)
 
     def is_ready(self, *, timeout_s: Optional[float] = None) -> bool:

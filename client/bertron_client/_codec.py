@@ -194,6 +194,8 @@ def http_infer_outputs(body: bytes, header_length: Optional[str]) -> Dict[str, O
     """
     try:
         json_length = int(header_length) if header_length is not None else len(body)
+        if not 0 <= json_length <= len(body):
+            raise ValueError(f"{HEADER_LENGTH} is {header_length}, {len(body)} bytes came in all")
         header = json.loads(body[:json_length])
         data = memoryview(body)[json_length:]
         outputs = {}
@@ -208,7 +210,7 @@ def http_infer_outputs(body: bytes, header_length: Optional[str]) -> Dict[str, O
                 data[offset : offset + size],
             )
             offset += size
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ProtocolError(
             f"the answer is not a KServe v2 inference answer: {type(error).__name__}: {error}"
         ) from error
@@ -306,7 +308,7 @@ def read_server_info(url: str, model: str, version: str, config: Mapping[str, An
             for key, value in config.get("parameters", {}).items()
             if key in ("max_tokens_per_text", "max_characters_per_text")
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ProtocolError(
             f"the configuration of model '{model}' at {url} is not that of a text embedding "
             f"model: {type(error).__name__}: {error}"
