@@ -18,6 +18,8 @@ from bertron_server.command import shell_line
 from bertron_server.errors import RepositoryError, TritonServerError
 from bertron_server.server import TritonServer, model_names
 
+SIGNAL_POLL_S = 0.2
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -89,7 +91,8 @@ def _serve(server: TritonServer) -> int:
             stop.pass_on()  # a signal may have come before there was a process
             server.wait_until_ready()
             _say(_banner(server, ready_after_s=time.monotonic() - started))
-            server.wait()
+            while not stop.signals and server.is_alive():
+                server.wait(SIGNAL_POLL_S)
         except TritonServerError:
             if not stop.signals:
                 raise

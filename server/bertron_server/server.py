@@ -80,6 +80,7 @@ class TritonServer:
         self._log: ServerLog | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._shm_prefix = ""
+        self._is_stopping = False
 
     @property
     def http_url(self) -> str:
@@ -186,6 +187,8 @@ class TritonServer:
         while waiting_for:
             if not self.is_alive():
                 raise self.failure()
+            if self._is_stopping:
+                raise StartError("stopped before it was ready")
             path = waiting_for[0] or "health/"
             if self._answers_ok(f"/v2/{path}ready"):
                 del waiting_for[0]
@@ -210,6 +213,7 @@ class TritonServer:
     def terminate(self) -> None:
         """Ask the server to finish what it accepted and to exit; return at once."""
         if self.is_alive():
+            self._is_stopping = True
             os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
@@ -240,6 +244,7 @@ class TritonServer:
             shared_memory.remove_regions(self._shm_prefix)
             self._process = None
             self._log_file = None
+            self._is_stopping = False
         return code
 
     def failure(self) -> StartError | PortTakenError:
