@@ -39,7 +39,7 @@ class TritonServer:
 
     Args:
         model_repository: The directory of models; all of them are loaded.
-        address: Where the endpoints listen.
+        address: Where the endpoints listen, IPv4.
         http_port: 0 picks a free one, as for the other two.
         grpc_port: See ``http_port``.
         metrics_port: See ``http_port``.
@@ -139,7 +139,7 @@ class TritonServer:
         self._shm_prefix = shared_memory.new_prefix()
         settings = ServerSettings(
             model_repository=self.model_repository,
-            address=self.address,
+            address=ipv4_of(self.address),
             http_port=self.http_port,
             grpc_port=self.grpc_port,
             metrics_port=self.metrics_port,
@@ -268,7 +268,7 @@ class TritonServer:
             OSError: No connection, or no answer in time.
             http.client.HTTPException: A status other than 200, or no HTTP.
         """
-        host = reachable_host(self.address).strip("[]")
+        host = reachable_host(self.address)
         connection = http.client.HTTPConnection(host, self.http_port, timeout=HTTP_TIMEOUT_S)
         with contextlib.closing(connection):
             connection.request("GET", path)
@@ -313,7 +313,7 @@ class TritonServer:
         with contextlib.ExitStack() as held:  # all at once, so that all three differ
             for endpoint, port in self._wanted_ports.items():
                 if check or port == 0:
-                    probe = held.enter_context(_bound(self.address, port, endpoint))
+                    probe = held.enter_context(_bound(ipv4_of(self.address), port, endpoint))
                     port = probe.getsockname()[1]
                 ports.append(port)
         return ports
@@ -351,9 +351,22 @@ def _ending(code: int | None) -> str:
 
 def reachable_host(address: str) -> str:
     """Return the host of a URL that reaches a server listening on ``address`` from this machine."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read, not bound
-    host = everywhere.get(address, address)
-    return f"[{host}]" if ":" in host else host
+    return "127.0.0.1" if address == "0.0.0.0" else address  # noqa: S104 - read, not bound
+
+
+def ipv4_of(address: str) -> str:
+    """Return the numeric address; Triton server takes a name for 255.255.255.255.
+
+    Raises:
+        TritonServerError: It is no IPv4 address and no name of one.
+    """
+    try:
+        place = socket.getaddrinfo(address, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise TritonServerError(
+            f"cannot listen on {address}: it is neither an IPv4 address nor a name of one"
+        ) from error
+    return str(place[0][4][0])
 
 
 def _bound(address: str, port: int, endpoint: str) -> socket.socket:
@@ -363,16 +376,10 @@ def _bound(address: str, port: int, endpoint: str) -> socket.socket:
         PortTakenError: Another process listens there.
         TritonServerError: The address is not this machine's, or the port needs privileges.
     """
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            address, port, type=socket.SOCK_STREAM
-        )[0]
-        probe = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise TritonServerError(f"cannot listen on {address}: {error.strerror}") from error
+    probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: past TIME_WAIT
-        probe.bind(place)
+        probe.bind((address, port))
     except OSError as error:
         probe.close()
         if error.errno == errno.EADDRINUSE:

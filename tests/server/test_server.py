@@ -55,10 +55,24 @@ def test_a_missing_and_an_empty_repository_say_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("address", "host"),
-    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")],  # noqa: S104
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("10.1.2.3", "10.1.2.3")],  # noqa: S104
 )
 def test_urls_lead_to_the_server_from_this_machine(address: str, host: str) -> None:
     assert reachable_host(address) == host
+
+
+@pytest.mark.integration
+def test_a_name_becomes_a_number_before_triton_server_sees_it(echo_repository: Path) -> None:
+    command, _ = TritonServer(echo_repository, address="localhost").prepare()
+    for endpoint in ("http", "grpc", "metrics"):
+        assert f"--{endpoint}-address=127.0.0.1" in command
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("address", ["::1", "no.such.host.invalid", "10.9.9.9"])
+def test_an_address_that_cannot_be_bound_is_named(echo_repository: Path, address: str) -> None:
+    with pytest.raises(TritonServerError, match=f"cannot listen on {address}"):
+        TritonServer(echo_repository, address=address).start()
 
 
 def test_before_a_start_there_is_nothing(echo_repository: Path) -> None:
