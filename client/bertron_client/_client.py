@@ -35,7 +35,8 @@ from ._models import Embeddings, ServerInfo
 from ._transports import open_transport, parse_url
 
 DEFAULT_TIMEOUT_S = 30.0
-# Two keep a server's batcher fed while answers travel; beyond four nothing more was gained.
+# Enough for the server's batcher to have requests waiting while others travel, and few enough that
+# one caller with a long list does not fill the server's queue.
 DEFAULT_REQUESTS_IN_FLIGHT = 4
 # A request's own queue timeout ends with the call's; which side notices first is chance, and
 # within this much of the end both mean the same to the caller.

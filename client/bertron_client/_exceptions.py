@@ -57,7 +57,7 @@ class ProtocolError(BertronError):
 
 
 # Triton server has one status for a full queue, an expired wait and a stopping server; only its
-# text tells them apart (core/src/scheduler_utils.cc).
+# text tells them apart. These are the words of 2.51, seen on a real server.
 _QUEUE_FULL = re.compile(r"maximum queue size", re.IGNORECASE)
 _QUEUE_EXPIRED = re.compile(r"request timeout expired", re.IGNORECASE)
 _UNKNOWN_MODEL = re.compile(r"unknown model", re.IGNORECASE)

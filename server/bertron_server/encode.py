@@ -26,7 +26,7 @@ OUTPUT_FORMATS = ("npy", "jsonl", "parquet")
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
-DEFAULT_BATCH = 1024  # 16 full requests of the default model; the four in flight rarely run dry
+DEFAULT_BATCH = 1024  # 16 full requests of the default model, four rounds of what is in flight
 MAX_BATCH_CHARACTERS = 4_000_000  # what is held of the input at a time, whatever --batch says
 MAX_LINE_BYTES = 16 * 1024 * 1024  # no text near this length is served
 CONVERT_ROWS = 4096  # rows turned into JSON or Parquet at a time

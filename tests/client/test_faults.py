@@ -141,6 +141,14 @@ def test_no_call_outlives_its_deadline_when_the_model_does_not_answer(client, se
     client.embed(["fine again"])
 
 
+def test_a_wait_in_the_queue_that_ends_with_the_deadline_is_a_deadline_error(client, server):
+    client.embed(["warm"])
+    server.behaviour.fault = "expired"
+    server.behaviour.delay_s = 0.45
+    with pytest.raises(DeadlineExceededError):
+        client.embed(["a"], timeout_s=0.5)
+
+
 def test_the_deadline_is_for_all_requests_together(client, server):
     client.embed(["warm"])
     server.behaviour.delay_s = 0.15  # 13 requests, 4 at a time: 0.6 s

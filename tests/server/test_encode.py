@@ -146,10 +146,12 @@ def test_a_run_goes_on_after_the_server_died(server, texts_file, tmp_path, capsy
     assert names(tmp_path) == [f"out.{form}", "texts.txt"]
 
 
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_goes_on_after_a_signal(server, texts_file, tmp_path, number):
+def test_a_run_goes_on_after_a_signal(server, texts_file, tmp_path, number, scheme):
     out = tmp_path / "out.npy"
-    options = [texts_file, "--url", server.http_url, "--output", out, "--batch", 5]
+    # 10 texts are two requests in flight, 5 would be one
+    options = [texts_file, "--url", server.url(scheme), "--output", out, "--batch", 10]
     program = (
         "import argparse, sys; from bertron_server import encode; "
         "p = argparse.ArgumentParser(); encode.add_arguments(p); "
