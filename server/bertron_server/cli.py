@@ -34,8 +34,8 @@ COMMANDS = {
         "bertron_torchscript.export_command", "write a checkpoint into a model repository", "export"
     ),
     "serve": Command("bertron_server.serve", "run Triton server with a model repository", "server"),
-    "encode": Command("bertron_server.encode", "turn a file of texts into embeddings", "server"),
-    "health": Command("bertron_server.health", "ask a running server for one embedding", "server"),
+    "encode": Command("bertron_server.encode", "turn a file of texts into embeddings", "encode"),
+    "health": Command("bertron_server.health", "ask a running server for one embedding", "encode"),
 }
 
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from bertron_client import Client
 from bertron_torchscript.manifest import read_manifest
 from tqdm import tqdm
@@ -23,6 +24,8 @@ QUERIES = (
 )
 HITS = 3
 TEXTS_PER_CALL = 64
+
+FloatArray = npt.NDArray[np.float32]
 
 
 def main() -> int:
@@ -51,7 +54,7 @@ def main() -> int:
     return 0
 
 
-def embed_with_progress(client: Client, texts: list[str]) -> tuple[np.ndarray, int, float]:
+def embed_with_progress(client: Client, texts: list[str]) -> tuple[FloatArray, int, float]:
     """Vectors [B, E], tokens in all, and the seconds it took."""
     rows, tokens = [], 0
     client.embed(texts[:1])  # connect, so that the speed is the server's
@@ -65,7 +68,7 @@ def embed_with_progress(client: Client, texts: list[str]) -> tuple[np.ndarray, i
     return np.concatenate(rows), tokens, time.monotonic() - started
 
 
-def show_search(client: Client, texts: list[str], vectors: np.ndarray) -> None:
+def show_search(client: Client, texts: list[str], vectors: FloatArray) -> None:
     """Print the texts nearest to each query by cosine; the vectors have length 1."""
     scores = np.asarray(client.embed(QUERIES)) @ vectors.T  # [queries, B]
     for query, row in zip(QUERIES, scores, strict=True):
