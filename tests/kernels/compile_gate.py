@@ -1,7 +1,8 @@
 """Compiles kernel variants for GPUs that are not there; prints one JSON line for each.
 
-Run as a program, with TRITON_INTERPRET unset: ``compile_gate.py CAPABILITY NAME...``, the
-capability as 90 for sm_90, the names as in ``bertron_kernels.variants``; no name takes all.
+Run as a program, with TRITON_INTERPRET unset: ``compile_gate.py CAPABILITIES NAME...``, the
+capabilities as 80,90 for sm_80 and sm_90, the names as in ``bertron_kernels.variants``; no name
+takes all.
 """
 
 import json
@@ -60,11 +61,13 @@ def compile_for(launch: Launch, capability: int) -> dict[str, int]:
 
 
 def main() -> None:
-    capability, names = int(sys.argv[1]), sys.argv[2:]
+    capabilities, names = [int(c) for c in sys.argv[1].split(",")], sys.argv[2:]
     variants = dict(served_variants())
-    for name in names or variants:
-        result = {"name": name} | compile_for(variants[name], capability)
-        sys.stdout.write(json.dumps(result) + "\n")
+    for capability in capabilities:
+        for name in names or variants:
+            usage = compile_for(variants[name], capability)
+            result = {"name": name, "capability": capability} | usage
+            sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def torch_own(qkv, cu_seqlens, softmax_scale):
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 def test_attention_agrees_with_float64(implementation, randn, packed, lengths):
-    qkv = randn(sum(lengths), 3, 2, 32, dtype=implementation.dtype)
+    num_heads = 2 if sum(lengths) < 400 else 1  # the interpreter takes 5 ms a tile
+    qkv = randn(sum(lengths), 3, num_heads, 32, dtype=implementation.dtype)
     arguments = (packed(lengths), max(lengths), 32**-0.5)
     out = implementation.run("varlen_attention", qkv, *arguments)
     exact = varlen_attention_reference(qkv.double(), *arguments)
