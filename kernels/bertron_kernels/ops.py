@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertron_kernels import attention, eager, embedding, gelu, layer_norm, pooling
+from bertron_kernels import attention, eager, embedding, gelu, layer_norm, linear, native, pooling
 from bertron_kernels.language import HAS_TRITON
 from bertron_kernels.schemas import NAMESPACE, SCHEMAS
 
 EAGER = {
+    "pack_weight": linear.pack_weight,
+    "linear": linear.linear,
+    "linear_gelu": linear.linear_gelu_with(eager.bias_gelu),
+    "linear_add_layer_norm": linear.linear_add_layer_norm_with(eager.add_layer_norm),
     "varlen_attention": eager.varlen_attention,
     "add_layer_norm": eager.add_layer_norm,
     "bias_gelu": eager.bias_gelu,
@@ -20,12 +24,22 @@ EAGER = {
     "pool": eager.pool,
 }
 KERNELS = {
+    "pack_weight": linear.pack_weight,
+    "linear": linear.linear,
+    "linear_gelu": linear.linear_gelu_with(gelu.bias_gelu),
+    "linear_add_layer_norm": linear.linear_add_layer_norm_with(layer_norm.add_layer_norm),
     "varlen_attention": attention.varlen_attention,
     "add_layer_norm": layer_norm.add_layer_norm,
     "bias_gelu": gelu.bias_gelu,
     "embedding_layer_norm": embedding.embedding_layer_norm,
     "pool": pooling.pool,
 }
+
+
+def _fake_linear(
+    x: Tensor, _weight: Tensor, _scale: object, _input_scale: object, bias: Tensor, *_others: object
+) -> Tensor:
+    return bias.new_empty((x.shape[0], bias.shape[0]))
 
 
 def _fake_varlen_attention(qkv: Tensor, *_others: object) -> Tensor:
@@ -52,7 +66,11 @@ def _fake_pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, _normalize:
     return hidden_states.new_empty(shape, dtype=exact)
 
 
-FAKES: dict[str, Callable[..., Any]] = {  # shapes alone, for torch.export and torch.compile
+# Shapes alone, for torch.export and torch.compile; a packed weight's are the device's own matter.
+FAKES: dict[str, Callable[..., Any]] = {
+    "linear": _fake_linear,
+    "linear_gelu": _fake_linear,
+    "linear_add_layer_norm": _fake_linear,
     "varlen_attention": _fake_varlen_attention,
     "add_layer_norm": _fake_like_first,
     "bias_gelu": _fake_like_first,
@@ -68,30 +86,29 @@ def implementation(device_type: str) -> str:
         device_type: ``cpu`` or ``cuda``.
 
     Returns:
-        ``triton`` for the Triton-language kernels, ``eager`` for PyTorch's own operators,
-        ``library`` where a shared library had registered the ops before this package came.
+        ``triton`` for the Triton-language kernels, ``eager`` for PyTorch's own operators, or the
+        native library's instruction set: ``avx2``, ``avx512_vnni``, ``avx512_bf16``.
 
     Raises:
         ValueError: Another device.
     """
     if device_type not in ("cpu", "cuda"):
         raise ValueError(f"device type is {device_type!r}, expected cpu or cuda")
-    if _library is None:
-        return "library"
-    return "triton" if device_type == "cuda" and HAS_TRITON else "eager"
+    if device_type == "cuda":
+        return "triton" if HAS_TRITON else "eager"
+    return native.INSTRUCTION_SET or "eager"
 
 
 def _register() -> Any:
-    """Define every op; None where a preloaded shared library has done so already."""
-    name = next(iter(SCHEMAS))
-    if torch._C._dispatch_has_kernel(f"{NAMESPACE}::{name}"):
-        return None
+    """Define every op, and implement it for both devices."""
     library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
     for name, signature in SCHEMAS.items():
         library.define(name + signature)
-        library.impl(name, EAGER[name], "CPU")
+        if native.INSTRUCTION_SET is None:  # else the library has implemented it
+            library.impl(name, EAGER[name], "CPU")
         library.impl(name, (KERNELS if HAS_TRITON else EAGER)[name], "CUDA")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", FAKES[name], lib=library)
+        if name in FAKES:
+            torch.library.register_fake(f"{NAMESPACE}::{name}", FAKES[name], lib=library)
     return library
 
 

@@ -1,8 +1,9 @@
 """The ops of the namespace ``bertron``: their names and signatures, written once.
 
 Shape letters: B sequences, T packed tokens, H heads, D head_dim, E hidden size, I intermediate
-size. A saved ``model.pt`` names these ops, so a changed signature breaks every saved file: give
-the changed op a new name instead. Each signature can be implemented from C++ as well.
+size; K inputs and N outputs of a matrix product. A saved ``model.pt`` names these ops, so a changed
+signature breaks every saved file: give the changed op a new name instead, or raise the manifest's
+format. Each signature can be implemented from C++ as well.
 """
 
 from types import MappingProxyType
@@ -11,6 +12,24 @@ NAMESPACE = "bertron"
 
 SCHEMAS = MappingProxyType(
     {
+        # weight [N, K] to the form that the device's `linear` ops take. With an int8 weight come
+        # weight_scale [N] and perhaps input_scale [K], both float32: what is multiplied is
+        # (x * input_scale), quantised, and (weight_scale * weight)
+        "pack_weight": "(Tensor weight, Tensor? weight_scale, Tensor? input_scale) -> Tensor",
+        # x [T, K], weight packed from [N, K], bias [N] -> [T, N] in the dtype of bias
+        "linear": (
+            "(Tensor x, Tensor weight, Tensor? weight_scale, Tensor? input_scale, Tensor bias)"
+            " -> Tensor"
+        ),
+        "linear_gelu": (
+            "(Tensor x, Tensor weight, Tensor? weight_scale, Tensor? input_scale, Tensor bias)"
+            " -> Tensor"
+        ),
+        # and residual [T, N], norm_weight and norm_bias [N], all of bias's dtype -> [T, N]
+        "linear_add_layer_norm": (
+            "(Tensor x, Tensor weight, Tensor? weight_scale, Tensor? input_scale, Tensor bias,"
+            " Tensor residual, Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor"
+        ),
         # qkv [T, 3, H, D], cu_seqlens [B + 1] int32 -> [T, H, D]
         "varlen_attention": (
             "(Tensor qkv, Tensor cu_seqlens, int max_seqlen, float softmax_scale) -> Tensor"

@@ -1,8 +1,8 @@
 """BERT over packed tokens, written for TorchScript.
 
 No layer sees padding: the tokens of all texts stand in one ``[T, E]`` matrix, and ``cu_seqlens``
-says where each text begins. Attention, layer norm, GELU, embedding and pooling are ops of the
-``bertron`` namespace (:mod:`bertron_kernels`); the matrix products are PyTorch's own.
+says where each text begins. Everything heavy is an op of the ``bertron`` namespace
+(:mod:`bertron_kernels`), which has an implementation for each device.
 
 Shapes: B texts, T packed tokens, S padded length, H heads, D head_dim, E hidden size,
 I intermediate size.
@@ -19,9 +19,17 @@ from torch import Tensor, nn
 
 from bertron_torchscript.checkpoint import EncoderConfig, Pooling
 
+# A layer's matrix products: each has NAME_weight and NAME_bias, and for an int8
+# weight NAME_scale and NAME_input_scale.
+LINEARS = ("qkv", "output", "intermediate", "down")
+
 
 class BertLayer(nn.Module):
-    """Self-attention and feed-forward, each followed by add + layer norm (post-norm)."""
+    """Self-attention and feed-forward, each followed by add + layer norm (post-norm).
+
+    Its weights are [N, K] until :func:`bertron_torchscript.model_file.load` packs them for the
+    device that it loads them onto.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -42,29 +50,44 @@ class BertLayer(nn.Module):
         self.down_bias = _parameter(hidden)
         self.output_norm_weight = _parameter(hidden)
         self.output_norm_bias = _parameter(hidden)
+        for name in LINEARS:  # float32 tensors [N] and [K] beside an int8 weight
+            self.register_buffer(f"{name}_scale", None)
+            self.register_buffer(f"{name}_input_scale", None)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """[T, E] → [T, E]."""
-        qkv = F.linear(x, self.qkv_weight, self.qkv_bias)
+        qkv = torch.ops.bertron.linear(
+            x, self.qkv_weight, self.qkv_scale, self.qkv_input_scale, self.qkv_bias
+        )
         qkv = qkv.view(x.size(0), 3, self.num_heads, self.head_dim)  # [T, 3, H, D]
         context = torch.ops.bertron.varlen_attention(
             qkv, cu_seqlens, max_seqlen, self.softmax_scale
         )  # [T, H, D]
-        x = torch.ops.bertron.add_layer_norm(
-            F.linear(context.view(x.size(0), -1), self.output_weight),  # [T, E]
-            x,
+        x = torch.ops.bertron.linear_add_layer_norm(
+            context.view(x.size(0), -1),  # [T, E]
+            self.output_weight,
+            self.output_scale,
+            self.output_input_scale,
             self.output_bias,
+            x,
             self.attention_norm_weight,
             self.attention_norm_bias,
             self.eps,
         )
-        inner = torch.ops.bertron.bias_gelu(
-            F.linear(x, self.intermediate_weight), self.intermediate_bias
-        )  # [T, I]
-        y: Tensor = torch.ops.bertron.add_layer_norm(
-            F.linear(inner, self.down_weight),
+        inner = torch.ops.bertron.linear_gelu(
             x,
+            self.intermediate_weight,
+            self.intermediate_scale,
+            self.intermediate_input_scale,
+            self.intermediate_bias,
+        )  # [T, I]
+        y: Tensor = torch.ops.bertron.linear_add_layer_norm(
+            inner,
+            self.down_weight,
+            self.down_scale,
+            self.down_input_scale,
             self.down_bias,
+            x,
             self.output_norm_weight,
             self.output_norm_bias,
             self.eps,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bertron_torchscript.bert import Bert
+from bertron_torchscript.bert import LINEARS, Bert
 from bertron_torchscript.checkpoint import Checkpoint, EncoderConfig, read_checkpoint
 from bertron_torchscript.errors import ExportError
 from bertron_torchscript.manifest import Limits, Manifest, Verification, sha256_of
@@ -22,7 +22,8 @@ from bertron_torchscript.repository import model_names, write_configs
 from bertron_torchscript.verification import verify
 from bertron_torchscript.weights import map_weights, read_safetensors
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# int8: products of int8 weights, everything else bfloat16.
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -51,7 +52,7 @@ def export(
         normalize: As ``pooling``.
         pooling_layer: Whose output is pooled: -1 the last layer, -2 the one before it (as in
             bert-as-service), or counted from 1; 0 is the embeddings. Layers above are pruned.
-        dtype: A key of DTYPES.
+        dtype: One of DTYPES.
         max_tokens: As ``pooling``.
         expected_sha256: What the weights must hash to (a checkpoint of one file only).
         progress: Told each step, in a few words.
@@ -78,7 +79,8 @@ def export(
     with _staging(model_repository) as staging:
         progress(f"scripting {num_layers} layers in {dtype}")
         saved = staging / MODEL_FILE
-        save(model.to(DTYPES[dtype]), saved)
+        narrow(model, getattr(torch, dtype))
+        save(model, saved)
         verification = verify_saved(saved, checkpoint, num_layers, dtype, progress)
         tokenizer_file = Path(shutil.copyfile(checkpoint.tokenizer_file, staging / TOKENIZER_FILE))
         manifest = _manifest(
@@ -109,6 +111,14 @@ def build(checkpoint: Checkpoint, num_layers: int) -> tuple[Bert, list[str]]:
             f"{checkpoint.weight_files[0]} does not fit the config.json beside it: {cause}"
         ) from error
     return model, skipped
+
+
+def narrow(model: Bert, dtype: torch.dtype) -> None:
+    """Give the products' weights ``dtype``; what surrounds them is narrowed where it is loaded."""
+    for layer in model.layers:
+        for name in LINEARS:
+            weight = getattr(layer, f"{name}_weight").to(dtype)
+            setattr(layer, f"{name}_weight", torch.nn.Parameter(weight, requires_grad=False))
 
 
 def kept_layers(pooling_layer: int, config: EncoderConfig) -> int:
@@ -213,17 +223,17 @@ def _staging(model_repository: Path) -> Iterator[Path]:
 
 
 def _install(staging: Path, repository: Path, name: str | None, manifest: Manifest) -> None:
-    """Put the files in place; manifests last, so that a cut-off export is never loaded."""
+    """Put the files in place; without its manifest, an export cut off half-way never loads."""
     names = model_names(name)
     placed = {"tokenizer": TOKENIZER_FILE, "bert": MODEL_FILE}
+    for step in placed:
+        (repository / names[step] / "1" / "manifest.json").unlink(missing_ok=True)
     write_configs(
         repository,
         name=name,
         embedding_size=manifest.embedding_size,
         max_tokens_per_text=manifest.limits.max_tokens_per_text,
     )
-    for step in placed:
-        (repository / names[step] / "1" / "manifest.json").unlink(missing_ok=True)
     for step, file_name in placed.items():
         os.replace(staging / file_name, repository / names[step] / "1" / file_name)  # noqa: PTH105
     for step in placed:

@@ -10,7 +10,7 @@ from pathlib import Path
 from bertron_torchscript.checkpoint import POOLING_MODES
 from bertron_torchscript.errors import ExportError
 
-DTYPE_NAMES = ("float32", "bfloat16", "float16")
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "int8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

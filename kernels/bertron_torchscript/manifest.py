@@ -13,7 +13,7 @@ from pathlib import Path
 from bertron_torchscript.errors import ManifestError
 
 FILE_NAME = "manifest.json"
-FORMAT = 1  # raised when a reader of the old format would misread the new one
+FORMAT = 2  # raised when a reader of the old format would misread the new one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Manifest:
     Attributes:
         name: What the user called the source: a directory's name or a hub name.
         architecture: ``bert``, ``roberta`` or ``distilbert``.
-        dtype: Of the weights and activations: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: Of the weights and activations: ``float32``, ``bfloat16``,
+            ``float16`` or ``int8``.
         pooling: ``mean``, ``max``, ``mean-max``, ``cls`` or ``last``.
         num_layers: Layers that are computed; those above the pooling layer are pruned.
         type_vocab_size: Token types the model knows; 0 where it has none (DistilBERT).

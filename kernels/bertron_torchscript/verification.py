@@ -15,7 +15,7 @@ from bertron_torchscript.errors import ExportError
 from bertron_torchscript.manifest import Verification
 
 # Gates on the smallest cosine of any text, by dtype.
-REQUIRED_COSINE = {"float32": 0.99999, "bfloat16": 0.9999, "float16": 0.9999}
+REQUIRED_COSINE = {"float32": 0.99999, "bfloat16": 0.9999, "float16": 0.9999, "int8": 0.999}
 
 # Lengths from nothing to far beyond the limit, several scripts, numbers, code and punctuation.
 TEXTS = (

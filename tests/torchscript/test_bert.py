@@ -4,7 +4,7 @@ import pytest
 import torch
 from bertron_torchscript.checkpoint import POOLING_MODES, Pooling, read_checkpoint
 from bertron_torchscript.export import build
-from bertron_torchscript.model_file import load, no_profiling, save
+from bertron_torchscript.model_file import load, no_profiling, pack, save
 from bertron_torchscript.verification import pool_reference
 from tiny_checkpoints import ARCHITECTURES, make_checkpoint
 from torch import Tensor
@@ -21,6 +21,7 @@ def pair(request, tmp_path_factory):
     directory = make_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
     checkpoint = read_checkpoint(str(directory), pooling="mean", normalize=False)
     ours, _ = build(checkpoint, checkpoint.config.num_layers)
+    pack(ours)
     reference = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
     return ours, reference, checkpoint
 
@@ -109,7 +110,7 @@ def test_a_batch_equals_each_text_alone(pair):
 def test_scripted_saved_and_loaded_is_the_same(pair, tmp_path):
     ours, _, checkpoint = pair
     arguments = packed(texts(checkpoint.config.vocab_size))
-    save(ours, tmp_path / "model.pt")
+    save(build(checkpoint, checkpoint.config.num_layers)[0], tmp_path / "model.pt")
     loaded = load(tmp_path / "model.pt")
     with no_profiling():
         assert torch.equal(loaded.forward_packed(*arguments), ours.forward_packed(*arguments))
@@ -153,6 +154,7 @@ def test_pooling_equals_float64(mode, normalize, tmp_path):
     directory = make_checkpoint(tmp_path, "bert")
     checkpoint = read_checkpoint(str(directory), pooling=mode, normalize=normalize)
     ours, _ = build(checkpoint, 2)
+    pack(ours)
     reference = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
     ids = texts(checkpoint.config.vocab_size)
     found = ours.forward_packed(*packed(ids))
@@ -168,6 +170,7 @@ def test_pruned_layers_give_transformers_hidden_state(kept, tmp_path):
     directory = make_checkpoint(tmp_path, "bert")
     checkpoint = read_checkpoint(str(directory), pooling="mean", normalize=False)
     ours, _ = build(checkpoint, kept)
+    pack(ours)
     assert len(ours.layers) == kept
     reference = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
     ids = texts(checkpoint.config.vocab_size)

@@ -1,0 +1,384 @@
+// Matrix products over packed weights, and the row-wise work that follows them.
+//
+// A packed weight is cut into panels of 64 output columns; a panel holds, for each 32-bit word of
+// the reduction (1 float, 2 bf16 or 4 int8), the 64 columns' words side by side. One word of an
+// activation row is broadcast against it: 1 instruction for 16 columns and 1, 2 or 4 terms.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using bertron::kPanel;
+using bertron::Product;
+
+// Rows x columns of one register tile: with 32 registers, 6 x 4 of 16 lanes accumulate; with
+// AVX2's 16 half as wide ones, 6 x 1.
+constexpr int kTileRows = 6;
+#ifdef __AVX512F__
+constexpr int kTileVectors = 4;
+#else
+constexpr int kTileVectors = 1;
+#endif
+constexpr int64_t kTileColumns = kTileVectors * kLanes;
+// Rows that one thread carries through all panels: their inputs and float outputs stay in L2.
+constexpr int64_t kChunkRows = 96;
+
+struct DotF32 {
+  static constexpr Product product = Product::f32;
+  using Accumulator = vf;
+  BERTRON_INLINE vf dot(vf total, uint32_t a, const uint32_t* b) {
+    float value;
+    std::memcpy(&value, &a, 4);
+    return total + splat(value) * load(reinterpret_cast<const float*>(b));
+  }
+};
+
+#ifdef __AVX512BF16__
+struct DotBf16 {
+  static constexpr Product product = Product::bf16;
+  using Accumulator = vf;
+  BERTRON_INLINE vf dot(vf total, uint32_t a, const uint32_t* b) {
+    return reinterpret_cast<vf>(_mm512_dpbf16_ps(
+        reinterpret_cast<__m512>(total), reinterpret_cast<__m512bh>(_mm512_set1_epi32(a)),
+        reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))));
+  }
+};
+#endif
+
+#ifdef __AVX512VNNI__
+struct DotInt8 {
+  static constexpr Product product = Product::int8;
+  using Accumulator = vi;
+  // Unsigned activations times signed weights; the sum of a row fits 32 bits up to K = 66,000.
+  BERTRON_INLINE vi dot(vi total, uint32_t a, const uint32_t* b) {
+    return reinterpret_cast<vi>(_mm512_dpbusd_epi32(
+        reinterpret_cast<__m512i>(total), _mm512_set1_epi32(a), _mm512_loadu_si512(b)));
+  }
+};
+#endif
+
+// ROWS x VECTORS sums over `words` words, written as they are: out[row * out_stride + column].
+template <class Dot, int ROWS, int VECTORS>
+void tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t words,
+          float* out, int64_t out_stride) {
+  typename Dot::Accumulator total[ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) total[i][j] = typename Dot::Accumulator{};
+#pragma GCC unroll 1
+  for (int64_t word = 0; word < words; ++word) {
+#pragma GCC unroll 8
+    for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; ++j)
+        total[i][j] = Dot::dot(total[i][j], a[i * a_stride + word], b + j * kLanes);
+    b += b_stride;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j)
+      store(out + i * out_stride + j * kLanes, reinterpret_cast<vf>(total[i][j]));
+}
+
+template <class Dot, int VECTORS>
+void tile_rows(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b,
+               int64_t b_stride, int64_t words, float* out, int64_t out_stride) {
+  using Tile = void (*)(const uint32_t*, int64_t, const uint32_t*, int64_t, int64_t, float*, int64_t);
+  static constexpr Tile tiles[kTileRows] = {
+      tile<Dot, 1, VECTORS>, tile<Dot, 2, VECTORS>, tile<Dot, 3, VECTORS>,
+      tile<Dot, 4, VECTORS>, tile<Dot, 5, VECTORS>, tile<Dot, 6, VECTORS>};
+  tiles[rows - 1](a, a_stride, b, b_stride, words, out, out_stride);
+}
+
+// At most kTileRows rows; columns in steps of kTileColumns, then of one vector.
+template <class Dot>
+void tile_columns(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b,
+                  int64_t b_stride, int64_t columns, int64_t words, float* out,
+                  int64_t out_stride) {
+  int64_t c = 0;
+  for (; c + kTileColumns <= columns; c += kTileColumns)
+    tile_rows<Dot, kTileVectors>(rows, a, a_stride, b + c, b_stride, words, out + c, out_stride);
+  for (; c < columns; c += kLanes)
+    tile_rows<Dot, 1>(rows, a, a_stride, b + c, b_stride, words, out + c, out_stride);
+}
+
+// A row of activations as the words that a product multiplies.
+struct QuantizedRow {
+  float scale = 0;  // real value = scale * (stored - zero)
+  int32_t zero = 0;
+};
+
+template <class T>
+void row_to_f32(const T* x, int64_t k, uint32_t* out) {
+  float* values = reinterpret_cast<float*>(out);
+  for (int64_t c = 0; c < k; c += kLanes) store_some(values + c, load_some(x + c, k - c), k - c);
+}
+
+template <class T>
+void row_to_bf16(const T* x, int64_t k, uint32_t* out) {
+  bf16* values = reinterpret_cast<bf16*>(out);
+  if (k % 2) values[k] = 0;
+  for (int64_t c = 0; c < k; c += kLanes) store_some(values + c, load_some(x + c, k - c), k - c);
+}
+
+// To 0..255 over the row's own range, zero included so that padding and GELU's floor are exact.
+template <class T>
+QuantizedRow row_to_int8(const T* x, const float* input_scale, int64_t k, uint32_t* out) {
+  const auto scaled = [&](int64_t c) __attribute__((always_inline)) {
+    const vf v = load_some(x + c, k - c);
+    return input_scale ? v * load_some(input_scale + c, k - c) : v;
+  };
+  vf low{}, high{};
+  for (int64_t c = 0; c < k; c += kLanes) {
+    const vf v = scaled(c);
+    low = vmin(low, v);
+    high = vmax(high, v);
+  }
+  const float smallest = -largest(-low), range = largest(high) - smallest;
+  QuantizedRow row;
+  uint8_t* values = reinterpret_cast<uint8_t*>(out);
+  row.scale = range > 0 ? range / 255.f : 1.f;
+  const float inverse = 1.f / row.scale;
+  row.zero = int32_t(std::nearbyint(-smallest * inverse));
+  const vf magic = splat(12582912.f), offset = splat(float(row.zero));
+  for (int64_t c = 0; c < k; c += kLanes) {
+    vf v = (scaled(c) * inverse + magic) - magic + offset;
+    v = vmax(vmin(v, splat(255.f)), splat(0.f));
+    typedef uint8_t vb __attribute__((vector_size(16)));
+    const vb narrow = __builtin_convertvector(__builtin_convertvector(v, vi), vb);
+    std::memcpy(values + c, &narrow, std::min(kLanes, k - c));
+  }
+  for (int64_t c = k; c % 4; ++c) values[c] = 0;
+  return row;
+}
+
+// One row's layer norm, two passes over `values` (fp32), which it leaves centred.
+template <class T>
+void layer_norm_row(float* values, int64_t hidden, const T* weight, const T* bias, float eps, T* y) {
+  vf total{};
+  for (int64_t c = 0; c < hidden; c += kLanes) total += load_some(values + c, hidden - c);
+  const float mean = sum(total) / float(hidden);
+  vf squares{};
+  for (int64_t c = 0; c < hidden; c += kLanes) {
+    const int64_t left = hidden - c;
+    vf v = load_some(values + c, left) - mean;
+    store_some(values + c, v, left);
+    v = load_some(values + c, left);  // the lanes beyond the row are 0 again
+    squares += v * v;
+  }
+  const float factor = 1.f / std::sqrt(sum(squares) / float(hidden) + eps);
+  for (int64_t c = 0; c < hidden; c += kLanes) {
+    const int64_t left = hidden - c;
+    const vf v = load_some(values + c, left) * factor;
+    store_some(y + c, v * load_some(weight + c, left) + load_some(bias + c, left), left);
+  }
+}
+
+template <class F>
+void parallel(bertron::Threads threads, int64_t count, const F& f) {
+  if (count <= 0) return;
+  if (threads.count == 1 || count == 1) return f(0, count);
+  threads.run(
+      count,
+      [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
+      const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// Memory of a thread's own, kept between calls: a forward asks for the same sizes again and again.
+template <class T>
+T* scratch(int slot, int64_t count) {
+  struct Block {
+    std::unique_ptr<char[]> data;
+    size_t size = 0;
+  };
+  static thread_local Block blocks[4];
+  Block& block = blocks[slot];
+  const size_t wanted = size_t(count) * sizeof(T) + 64;
+  if (block.size < wanted) {
+    block.data.reset(new char[wanted]);
+    block.size = wanted;
+  }
+  const uintptr_t address = reinterpret_cast<uintptr_t>(block.data.get());
+  return reinterpret_cast<T*>((address + 63) & ~uintptr_t(63));
+}
+
+// Rows [begin, end) times panels [first, last), for one product and one type of each activation.
+template <class Dot, class In, class Out>
+struct Gemm {
+  const bertron::Linear& p;
+  const int64_t stored_words = bertron::words(Dot::product, p.k);
+  const int64_t words = stored_words - (Dot::product == Product::int8 ? 1 : 0);
+
+  // The rows' words: those of x itself where they already stand as the product wants them.
+  const uint32_t* inputs(int64_t begin, int64_t end, int64_t* stride, QuantizedRow* rows) const {
+    const In* x = static_cast<const In*>(p.x);
+    constexpr bool same = (Dot::product == Product::f32 && sizeof(In) == 4) ||
+                          (Dot::product == Product::bf16 && sizeof(In) == 2);
+    if (same && p.k % bertron::values_per_word(Dot::product) == 0) {
+      *stride = words;
+      return reinterpret_cast<const uint32_t*>(x + begin * p.k);
+    }
+    *stride = words + 16;  // room for the last vector's store
+    uint32_t* out = scratch<uint32_t>(0, (end - begin) * *stride);
+    for (int64_t row = begin; row < end; ++row) {
+      uint32_t* place = out + (row - begin) * *stride;
+      if constexpr (Dot::product == Product::f32) row_to_f32(x + row * p.k, p.k, place);
+      if constexpr (Dot::product == Product::bf16) row_to_bf16(x + row * p.k, p.k, place);
+      if constexpr (Dot::product == Product::int8)
+        rows[row - begin] = row_to_int8(x + row * p.k, p.input_scale, p.k, place);
+    }
+    return out;
+  }
+
+  // `keep(row, column, values, left)` with the finished sums, bias included.
+  template <class Keep>
+  void run(int64_t begin, int64_t end, int64_t first, int64_t last, const Keep& keep) const {
+    QuantizedRow quantized[kChunkRows];
+    alignas(64) float sums[kTileRows * kPanel];
+    for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
+      const int64_t chunk_end = std::min(chunk + kChunkRows, end);
+      int64_t stride;
+      const uint32_t* a = inputs(chunk, chunk_end, &stride, quantized);
+      for (int64_t panel = first; panel < last; ++panel) {
+        const uint32_t* b = static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
+        const int64_t column0 = panel * kPanel;
+        const int64_t columns = (std::min(kPanel, p.n - column0) + kLanes - 1) / kLanes * kLanes;
+        for (int64_t row = chunk; row < chunk_end; row += kTileRows) {
+          const int64_t rows = std::min<int64_t>(kTileRows, chunk_end - row);
+          tile_columns<Dot>(rows, a + (row - chunk) * stride, stride, b, kPanel, columns, words,
+                            sums, kPanel);
+          for (int64_t c = 0; c < columns; c += kLanes) {
+            const int64_t column = column0 + c, left = p.n - column;
+            const vf bias = load_some(static_cast<const Out*>(p.bias) + column, left);
+            for (int64_t i = 0; i < rows; ++i) {
+              vf value = load(sums + i * kPanel + c);
+              if constexpr (Dot::product == Product::int8)
+                value = unquantized(value, quantized[row - chunk + i], b + words * kPanel + c) *
+                        load_some(p.scale + column, left);
+              keep(row + i, column, value + bias, left);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // Integer sums to real ones, but for the columns' scales; the offset of the row is taken back.
+  BERTRON_INLINE vf unquantized(vf stored, const QuantizedRow& row, const uint32_t* column_sums) {
+    vi sums;
+    std::memcpy(&sums, column_sums, 64);
+    return __builtin_convertvector(reinterpret_cast<vi>(stored) - sums * row.zero, vf) * row.scale;
+  }
+};
+
+template <class T>
+void add_norm_rows(const bertron::Linear& p, int64_t begin, int64_t end, float* totals) {
+  const T* residual = static_cast<const T*>(p.residual);
+  T* y = static_cast<T*>(p.y);
+  for (int64_t row = begin; row < end; ++row) {
+    float* total = totals + (row - begin) * p.n;
+    for (int64_t c = 0; c < p.n; c += kLanes) {
+      const int64_t left = p.n - c;
+      store_some(total + c, load_some(total + c, left) + load_some(residual + row * p.n + c, left),
+                 left);
+    }
+    layer_norm_row(total, p.n, static_cast<const T*>(p.norm_weight),
+                   static_cast<const T*>(p.norm_bias), p.eps, y + row * p.n);
+  }
+}
+
+// Keeps sums in fp32, for the layer norm that follows.
+struct Keep {
+  float* totals;
+  int64_t n;
+  void operator()(int64_t row, int64_t column, vf v, int64_t left) const {
+    store_some(totals + row * n + column, v, left);
+  }
+};
+
+// Whole tiles to each thread, a chunk at a time.
+template <class F>
+void parallel_rows(int64_t tokens, bertron::Threads threads, const F& f) {
+  parallel(threads, (tokens + kTileRows - 1) / kTileRows, [&](int64_t first, int64_t last) {
+    const int64_t end = std::min(last * kTileRows, tokens);
+    for (int64_t row = first * kTileRows; row < end; row += kChunkRows)
+      f(row, std::min(row + kChunkRows, end));
+  });
+}
+
+template <class Dot, class In, class Out>
+void linear_as(const bertron::Linear& p, bertron::Threads threads) {
+  const Gemm<Dot, In, Out> gemm{p};
+  const int64_t panels = bertron::panels(p.n);
+  Out* y = static_cast<Out*>(p.y);
+  const auto keep_output = [&](int64_t row, int64_t column, vf v, int64_t left) {
+    store_some(y + row * p.n + column, p.gelu ? gelu_of(v) : v, left);
+  };
+  // Many rows: each thread takes some through all columns. Few: each takes some columns.
+  const bool by_rows = p.tokens >= 16 * threads.count;
+  if (p.residual == nullptr) {
+    by_rows ? parallel_rows(p.tokens, threads, [&](int64_t row, int64_t stop) {
+      gemm.run(row, stop, 0, panels, keep_output);
+    }) : parallel(threads, panels, [&](int64_t first, int64_t last) {
+      gemm.run(0, p.tokens, first, last, keep_output);
+    });
+    return;
+  }
+  if (by_rows) {
+    parallel_rows(p.tokens, threads, [&](int64_t row, int64_t stop) {
+      float* totals = scratch<float>(1, kChunkRows * p.n);
+      gemm.run(row, stop, 0, panels, Keep{totals - row * p.n, p.n});
+      add_norm_rows<Out>(p, row, stop, totals);
+    });
+    return;
+  }
+  float* totals = scratch<float>(2, p.tokens * p.n);
+  parallel(threads, panels, [&](int64_t first, int64_t last) {
+    gemm.run(0, p.tokens, first, last, Keep{totals, p.n});
+  });
+  add_norm_rows<Out>(p, 0, p.tokens, totals);
+}
+
+// [N, K] row by row to panels.
+void pack(const void* weight, Product stored, const float* scale, const float* input_scale,
+          int64_t n, int64_t k, Product product, void* packed) {
+  const int64_t words = bertron::words(product, k), per_word = bertron::values_per_word(product);
+  std::memset(packed, 0, size_t(bertron::panels(n) * words * kPanel * 4));
+  for (int64_t row = 0; row < n; ++row) {
+    uint32_t* place =
+        static_cast<uint32_t*>(packed) + row / kPanel * words * kPanel + row % kPanel;
+    int32_t row_sum = 0;
+    for (int64_t c = 0; c < k; ++c) {
+      char* word = reinterpret_cast<char*>(place + c / per_word * kPanel);
+      if (product == Product::int8) {
+        const int8_t value = static_cast<const int8_t*>(weight)[row * k + c];
+        word[c % 4] = char(value);
+        row_sum += value;
+        continue;
+      }
+      float value = 0;
+      if (stored == Product::f32) value = static_cast<const float*>(weight)[row * k + c];
+      if (stored == Product::bf16) value = widen(static_cast<const bf16*>(weight)[row * k + c]);
+      if (stored == Product::int8)
+        value = static_cast<const int8_t*>(weight)[row * k + c] * scale[row] *
+                (input_scale ? input_scale[c] : 1.f);
+      if (product == Product::f32) {
+        std::memcpy(word, &value, 4);
+      } else {
+        const vh half = to_bf16(splat(value));
+        reinterpret_cast<bf16*>(word)[c % 2] = half[0];
+      }
+    }
+    if (product == Product::int8) place[(words - 1) * kPanel] = uint32_t(row_sum);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,375 @@
+// The ops of the namespace `bertron` on the CPU: arguments checked, the best instruction set chosen
+// once, the work handed to its kernels. No Python here; PyTorch through its stable interface alone,
+// so that one build fits any PyTorch from 2.10 on. The schemas are in ../schemas.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using namespace bertron;
+
+const Kernels& kernels() {
+  static const Kernels* chosen = [] {
+    // An override for tests, which run every table that the machine can.
+    const char* wanted = std::getenv("BERTRON_CPU_KERNELS");
+    const auto allows = [&](const Kernels& k) { return !wanted || std::string(wanted) == k.name; };
+    __builtin_cpu_init();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (avx512 && __builtin_cpu_supports("avx512bf16") && allows(kernels_avx512_bf16))
+      return &kernels_avx512_bf16;
+    if (avx512 && allows(kernels_avx512_vnni)) return &kernels_avx512_vnni;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allows(kernels_avx2))
+      return &kernels_avx2;
+    return static_cast<const Kernels*>(nullptr);
+  }();
+  STD_TORCH_CHECK(chosen != nullptr, "this CPU has neither AVX2 nor AVX-512");
+  return *chosen;
+}
+
+Threads threads() {
+  return {torch::stable::get_num_threads(), [](int64_t count, Body body, void* context) {
+            torch::stable::parallel_for(
+                0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+          }};
+}
+
+Activation activation(const char* name, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, name, " is ",
+                  torch::headeronly::toString(type),
+                  ", the CPU computes in float32 or bfloat16");
+  return type == ScalarType::Float ? Activation::f32 : Activation::bf16;
+}
+
+void check(const char* name, const Tensor& t, const Tensor& like, int64_t dim) {
+  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), name, " is not a contiguous CPU tensor");
+  STD_TORCH_CHECK(t.dim() == dim, name, " has ", t.dim(), " dimensions, expected ", dim);
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " is ",
+                  torch::headeronly::toString(t.scalar_type()), ", expected ",
+                  torch::headeronly::toString(like.scalar_type()));
+}
+
+void check_row(const char* name, const Tensor& t, const Tensor& like, int64_t size) {
+  check(name, t, like, 1);
+  STD_TORCH_CHECK(t.size(0) == size, name, " has ", t.size(0), " values, expected ", size);
+}
+
+Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
+  return torch::stable::empty({shape.begin(), shape.size()}, type);
+}
+
+const void* pointer(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
+
+// How a packed weight is multiplied, from its dtype; pack_weight's other half.
+Product product_of(const Tensor& packed) {
+  switch (packed.scalar_type()) {
+    case ScalarType::Float: return Product::f32;
+    case ScalarType::BFloat16: return Product::bf16;
+    default: return Product::int8;
+  }
+}
+
+void check_floats(const char* name, const std::optional<Tensor>& t, int64_t size) {
+  if (!t) return;
+  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, name, " is ",
+                  torch::headeronly::toString(t->scalar_type()), ", expected float32");
+  check_row(name, *t, *t, size);
+}
+
+// [N, K] float32, bfloat16, or int8 with `scale` [N] -> [panels, words, 64, values a word].
+Tensor pack_weight(const Tensor weight, const std::optional<Tensor> scale,
+                   const std::optional<Tensor> input_scale) {
+  check("weight", weight, weight, 2);
+  const ScalarType type = weight.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Char,
+                  "weight is ", torch::headeronly::toString(type),
+                  ", expected float32, bfloat16 or int8");
+  STD_TORCH_CHECK((type == ScalarType::Char) == scale.has_value(),
+                  "weight_scale comes with an int8 weight, and with no other");
+  const int64_t n = weight.size(0), k = weight.size(1);
+  STD_TORCH_CHECK(scale || !input_scale, "input_scale comes with an int8 weight, and with no other");
+  check_floats("weight_scale", scale, n);
+  check_floats("input_scale", input_scale, k);
+  const Product stored = type == ScalarType::Float      ? Product::f32
+                         : type == ScalarType::BFloat16 ? Product::bf16
+                                                        : Product::int8;
+  const Product product = stored == Product::bf16 && kernels().has_bf16   ? Product::bf16
+                          : stored == Product::int8 && kernels().has_int8 ? Product::int8
+                                                                          : Product::f32;
+  const ScalarType packed_type = product == Product::f32    ? ScalarType::Float
+                                 : product == Product::bf16 ? ScalarType::BFloat16
+                                                            : ScalarType::Char;
+  Tensor packed =
+      empty({panels(n), words(product, k), kPanel, values_per_word(product)}, packed_type);
+  kernels().pack(weight.const_data_ptr(), stored, static_cast<const float*>(pointer(scale)),
+                 static_cast<const float*>(pointer(input_scale)), n, k, product, packed.mutable_data_ptr());
+  return packed;
+}
+
+// The output has the dtype of the bias.
+Linear linear_arguments(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
+                        const std::optional<Tensor>& input_scale, const Tensor& bias) {
+  check("x", x, x, 2);
+  const int64_t n = bias.numel(), k = x.size(1);
+  check_row("bias", bias, bias, n);
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.is_cpu() && weight.is_contiguous(),
+                  "weight has ", weight.dim(), " dimensions, expected 4: pack it with pack_weight");
+  const Product product = product_of(weight);
+  STD_TORCH_CHECK(weight.size(0) == panels(n) && weight.size(1) == words(product, k),
+                  "weight has ", weight.size(0), " panels of ", weight.size(1),
+                  " words, expected ", panels(n), " of ", words(product, k), " for ", k,
+                  " inputs and ", n, " outputs");
+  if (product == Product::int8) {
+    STD_TORCH_CHECK(scale.has_value(), "weight is int8, weight_scale is missing");
+    STD_TORCH_CHECK(k <= 66000, "x has ", k, " columns, int8 sums take at most 66000");
+    check_floats("weight_scale", scale, n);
+    check_floats("input_scale", input_scale, k);
+  }
+  Linear p{};
+  p.x = x.const_data_ptr();
+  p.weight = weight.const_data_ptr();
+  if (product == Product::int8) {
+    p.scale = static_cast<const float*>(pointer(scale));
+    p.input_scale = static_cast<const float*>(pointer(input_scale));
+  }
+  p.bias = bias.const_data_ptr();
+  p.tokens = x.size(0);
+  p.k = k;
+  p.n = n;
+  p.input = activation("x", x);
+  p.output = activation("bias", bias);
+  p.product = product;
+  return p;
+}
+
+Tensor run_linear(Linear p, const Tensor& bias, bool gelu) {
+  Tensor y = empty({p.tokens, p.n}, bias.scalar_type());
+  p.y = y.mutable_data_ptr();
+  p.gelu = gelu;
+  kernels().linear(p, threads());
+  return y;
+}
+
+Tensor linear(const Tensor x, const Tensor weight, const std::optional<Tensor> weight_scale,
+              const std::optional<Tensor> input_scale, const Tensor bias) {
+  return run_linear(linear_arguments(x, weight, weight_scale, input_scale, bias), bias, false);
+}
+
+Tensor linear_gelu(const Tensor x, const Tensor weight, const std::optional<Tensor> weight_scale,
+                   const std::optional<Tensor> input_scale, const Tensor bias) {
+  return run_linear(linear_arguments(x, weight, weight_scale, input_scale, bias), bias, true);
+}
+
+Tensor linear_add_layer_norm(const Tensor x, const Tensor weight,
+                             const std::optional<Tensor> weight_scale,
+                             const std::optional<Tensor> input_scale, const Tensor bias,
+                             const Tensor residual, const Tensor norm_weight,
+                             const Tensor norm_bias, double eps) {
+  Linear p = linear_arguments(x, weight, weight_scale, input_scale, bias);
+  check("residual", residual, bias, 2);
+  STD_TORCH_CHECK(residual.size(0) == p.tokens && residual.size(1) == p.n, "residual is [",
+                  residual.size(0), ", ", residual.size(1), "], expected [", p.tokens, ", ", p.n, "]");
+  check_row("norm_weight", norm_weight, bias, p.n);
+  check_row("norm_bias", norm_bias, bias, p.n);
+  Tensor y = empty({p.tokens, p.n}, bias.scalar_type());
+  p.y = y.mutable_data_ptr();
+  p.residual = residual.const_data_ptr();
+  p.norm_weight = norm_weight.const_data_ptr();
+  p.norm_bias = norm_bias.const_data_ptr();
+  p.eps = float(eps);
+  kernels().linear(p, threads());
+  return y;
+}
+
+// B, after checking that the bounds rise from 0 to T: they are used as addresses.
+int64_t check_bounds(const Tensor& cu_seqlens, int64_t tokens, int64_t max_seqlen) {
+  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.numel() >= 1 && cu_seqlens.is_contiguous() &&
+                      cu_seqlens.is_cpu() && cu_seqlens.scalar_type() == ScalarType::Int,
+                  "cu_seqlens is not a contiguous [B + 1] int32 CPU tensor");
+  const int32_t* bounds = static_cast<const int32_t*>(cu_seqlens.const_data_ptr());
+  const int64_t sequences = cu_seqlens.numel() - 1;
+  STD_TORCH_CHECK(bounds[0] == 0 && bounds[sequences] == tokens, "cu_seqlens goes from ", bounds[0],
+                  " to ", bounds[sequences], ", expected 0 to ", tokens);
+  for (int64_t i = 0; i < sequences; ++i) {
+    STD_TORCH_CHECK(bounds[i] <= bounds[i + 1], "cu_seqlens falls from ", bounds[i], " to ",
+                    bounds[i + 1], " at ", i + 1, ", expected it to rise");
+    STD_TORCH_CHECK(bounds[i + 1] - bounds[i] <= max_seqlen, "cu_seqlens has a sequence of ",
+                    bounds[i + 1] - bounds[i], " tokens, expected at most max_seqlen ", max_seqlen);
+  }
+  return sequences;
+}
+
+Tensor varlen_attention(const Tensor qkv, const Tensor cu_seqlens, int64_t max_seqlen,
+                        double softmax_scale) {
+  check("qkv", qkv, qkv, 4);
+  STD_TORCH_CHECK(qkv.size(1) == 3, "qkv has ", qkv.size(1), " parts, expected 3");
+  Attention p{};
+  p.sequences = check_bounds(cu_seqlens, qkv.size(0), max_seqlen);
+  p.heads = qkv.size(2);
+  p.head_dim = qkv.size(3);
+  p.activation = activation("qkv", qkv);
+  Tensor y = empty({qkv.size(0), p.heads, p.head_dim}, qkv.scalar_type());
+  p.qkv = qkv.const_data_ptr();
+  p.y = y.mutable_data_ptr();
+  p.cu_seqlens = static_cast<const int32_t*>(cu_seqlens.const_data_ptr());
+  p.scale = float(softmax_scale);
+  kernels().attention(p, threads());
+  return y;
+}
+
+Tensor bias_gelu(const Tensor x, const std::optional<Tensor> bias) {
+  check("x", x, x, 2);
+  if (bias) check_row("bias", *bias, x, x.size(1));
+  Tensor y = empty({x.size(0), x.size(1)}, x.scalar_type());
+  kernels().bias_gelu(x.const_data_ptr(), pointer(bias), y.mutable_data_ptr(), x.size(0), x.size(1),
+                      activation("x", x), threads());
+  return y;
+}
+
+Tensor add_layer_norm(const Tensor x, const std::optional<Tensor> residual,
+                      const std::optional<Tensor> bias, const Tensor weight, const Tensor norm_bias,
+                      double eps) {
+  check("x", x, x, 2);
+  const int64_t hidden = x.size(1);
+  if (residual) {
+    check("residual", *residual, x, 2);
+    STD_TORCH_CHECK(residual->size(0) == x.size(0) && residual->size(1) == hidden, "residual is [",
+                    residual->size(0), ", ", residual->size(1), "], expected [", x.size(0), ", ",
+                    hidden, "]");
+  }
+  if (bias) check_row("bias", *bias, x, hidden);
+  check_row("weight", weight, x, hidden);
+  check_row("norm_bias", norm_bias, x, hidden);
+  Tensor y = empty({x.size(0), hidden}, x.scalar_type());
+  kernels().add_layer_norm({x.const_data_ptr(), pointer(residual), pointer(bias),
+                            weight.const_data_ptr(), norm_bias.const_data_ptr(),
+                            y.mutable_data_ptr(), x.size(0), hidden, float(eps),
+                            activation("x", x)},
+                           threads());
+  return y;
+}
+
+// The ids as int64, every one inside its table: they are used as addresses.
+const int64_t* rows_of(const char* name, const Tensor& ids, int64_t tokens, const Tensor& table,
+                       std::vector<int64_t>* widened) {
+  STD_TORCH_CHECK(ids.dim() == 1 && ids.is_contiguous() && ids.is_cpu() && ids.numel() == tokens,
+                  name, " is not a contiguous CPU tensor of ", tokens, " ids");
+  const ScalarType type = ids.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, name, " is ",
+                  torch::headeronly::toString(type), ", expected int32 or int64");
+  const int64_t* rows;
+  if (type == ScalarType::Long) {
+    rows = static_cast<const int64_t*>(ids.const_data_ptr());
+  } else {
+    const int32_t* narrow = static_cast<const int32_t*>(ids.const_data_ptr());
+    widened->assign(narrow, narrow + tokens);
+    rows = widened->data();
+  }
+  const uint64_t size = uint64_t(table.size(0));
+  for (int64_t i = 0; i < tokens; ++i)
+    STD_TORCH_CHECK(uint64_t(rows[i]) < size, name, " has id ", rows[i], ", expected 0 to ",
+                    table.size(0) - 1);
+  return rows;
+}
+
+Tensor embedding_layer_norm(const Tensor input_ids, const Tensor position_ids,
+                            const std::optional<Tensor> token_type_ids,
+                            const Tensor word_embeddings, const Tensor position_embeddings,
+                            const std::optional<Tensor> token_type_embeddings, const Tensor weight,
+                            const Tensor bias, double eps) {
+  check("word_embeddings", word_embeddings, word_embeddings, 2);
+  const int64_t tokens = input_ids.numel(), hidden = word_embeddings.size(1);
+  const auto check_table = [&](const char* name, const Tensor& table) {
+    check(name, table, word_embeddings, 2);
+    STD_TORCH_CHECK(table.size(1) == hidden && table.size(0) > 0, name, " is [", table.size(0),
+                    ", ", table.size(1), "], expected [1 or more, ", hidden, "]");
+  };
+  check_table("position_embeddings", position_embeddings);
+  check_row("weight", weight, word_embeddings, hidden);
+  check_row("bias", bias, word_embeddings, hidden);
+  STD_TORCH_CHECK(!token_type_ids || token_type_embeddings,
+                  "token_type_ids came without token_type_embeddings");
+  std::vector<int64_t> widened[3];
+  Embedding p{};
+  p.rows[0] = rows_of("input_ids", input_ids, tokens, word_embeddings, &widened[0]);
+  p.rows[1] = rows_of("position_ids", position_ids, tokens, position_embeddings, &widened[1]);
+  p.tables[0] = word_embeddings.const_data_ptr();
+  p.tables[1] = position_embeddings.const_data_ptr();
+  if (token_type_embeddings) {
+    check_table("token_type_embeddings", *token_type_embeddings);
+    p.tables[2] = token_type_embeddings->const_data_ptr();
+    if (token_type_ids)
+      p.rows[2] = rows_of("token_type_ids", *token_type_ids, tokens, *token_type_embeddings,
+                          &widened[2]);
+  }
+  Tensor y = empty({tokens, hidden}, word_embeddings.scalar_type());
+  p.weight = weight.const_data_ptr();
+  p.bias = bias.const_data_ptr();
+  p.y = y.mutable_data_ptr();
+  p.tokens = tokens;
+  p.hidden = hidden;
+  p.eps = float(eps);
+  p.activation = activation("word_embeddings", word_embeddings);
+  kernels().embedding(p, threads());
+  return y;
+}
+
+Tensor pool(const Tensor hidden_states, const Tensor cu_seqlens, const std::string mode,
+            bool normalize) {
+  check("hidden_states", hidden_states, hidden_states, 2);
+  Pool p{};
+  if (mode == "mean") p.mode = Pooling::mean;
+  else if (mode == "max") p.mode = Pooling::max;
+  else if (mode == "mean-max") p.mode = Pooling::mean_max;
+  else if (mode == "cls") p.mode = Pooling::cls;
+  else if (mode == "last") p.mode = Pooling::last;
+  else STD_TORCH_CHECK(false, "mode is '", mode, "', expected mean, max, mean-max, cls or last");
+  const int64_t tokens = hidden_states.size(0);
+  p.sequences = check_bounds(cu_seqlens, tokens, tokens);
+  p.hidden = hidden_states.size(1);
+  Tensor y = empty({p.sequences, p.hidden * (p.mode == Pooling::mean_max ? 2 : 1)}, ScalarType::Float);
+  p.x = hidden_states.const_data_ptr();
+  p.cu_seqlens = static_cast<const int32_t*>(cu_seqlens.const_data_ptr());
+  p.y = static_cast<float*>(y.mutable_data_ptr());
+  p.normalize = normalize;
+  p.activation = activation("hidden_states", hidden_states);
+  kernels().pool(p, threads());
+  return y;
+}
+
+}  // namespace
+
+// For Python: which table was chosen and what it multiplies natively; null where there is none.
+extern "C" const char* bertron_cpu_kernels() {
+  try {
+    return kernels().name;
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bertron, CPU, m) {
+  m.impl("pack_weight", TORCH_BOX(&pack_weight));
+  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear_gelu", TORCH_BOX(&linear_gelu));
+  m.impl("linear_add_layer_norm", TORCH_BOX(&linear_add_layer_norm));
+  m.impl("varlen_attention", TORCH_BOX(&varlen_attention));
+  m.impl("bias_gelu", TORCH_BOX(&bias_gelu));
+  m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
+  m.impl("embedding_layer_norm", TORCH_BOX(&embedding_layer_norm));
+  m.impl("pool", TORCH_BOX(&pool));
+}

@@ -1,0 +1,127 @@
+// Sixteen floats at a time, in GCC's vector types: one register under AVX-512, two under AVX2.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define BERTRON_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int64_t kLanes = 16;
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+typedef vf vf_u __attribute__((aligned(4)));
+typedef vh vh_u __attribute__((aligned(2)));
+
+BERTRON_INLINE vf splat(float value) { return vf{} + value; }
+BERTRON_INLINE vi splat(int32_t value) { return vi{} + value; }
+BERTRON_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+BERTRON_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
+
+BERTRON_INLINE float sum(vf v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+BERTRON_INLINE float largest(vf v) {
+  float found = v[0];
+  for (int i = 1; i < kLanes; ++i) found = v[i] > found ? v[i] : found;
+  return found;
+}
+
+using bf16 = uint16_t;
+
+BERTRON_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_u*>(p); }
+BERTRON_INLINE vf load(const bf16* p) {
+  const vh half = *reinterpret_cast<const vh_u*>(p);
+  return reinterpret_cast<vf>(__builtin_convertvector(half, vi) << 16);
+}
+BERTRON_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_u*>(p) = v; }
+
+// Round to nearest, ties to even; a NaN stays one.
+BERTRON_INLINE vh to_bf16(vf v) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<vh>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
+#else
+  const vi bits = reinterpret_cast<vi>(v);
+  const vi rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const vi quiet = bits | 0x400000;
+  const vi chosen = v == v ? rounded : quiet;
+  return __builtin_convertvector(reinterpret_cast<vi>(chosen) >> 16, vh);
+#endif
+}
+BERTRON_INLINE void store(bf16* p, vf v) { *reinterpret_cast<vh_u*>(p) = to_bf16(v); }
+
+BERTRON_INLINE float widen(float value) { return value; }
+BERTRON_INLINE float widen(bf16 value) {
+  const uint32_t bits = uint32_t(value) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+// The last columns of a row, fewer than kLanes.
+template <class T>
+BERTRON_INLINE vf load_part(const T* p, int64_t count) {
+  T buffer[kLanes] = {};
+  std::memcpy(buffer, p, count * sizeof(T));
+  return load(buffer);
+}
+template <class T>
+BERTRON_INLINE void store_part(T* p, vf v, int64_t count) {
+  T buffer[kLanes];
+  store(buffer, v);
+  std::memcpy(p, buffer, count * sizeof(T));
+}
+template <class T>
+BERTRON_INLINE vf load_some(const T* p, int64_t left) {
+  return left >= kLanes ? load(p) : load_part(p, left);
+}
+template <class T>
+BERTRON_INLINE void store_some(T* p, vf v, int64_t left) {
+  left >= kLanes ? store(p, v) : store_part(p, v, left);
+}
+
+// 2^x. Cody and Waite: 2^round(x) by the exponent field, 2^rest by its Taylor series, whose seventh
+// term is below half an ulp for |rest| <= 1/2.
+BERTRON_INLINE vf exp2_of(vf x) {
+  x = vmax(vmin(x, splat(127.f)), splat(-126.f));
+  const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const vf whole = (x + magic) - magic;
+  const vf t = x - whole;
+  vf p = splat(1.5403530e-4f);
+  p = p * t + 1.3333558e-3f;
+  p = p * t + 9.6181291e-3f;
+  p = p * t + 5.5504109e-2f;
+  p = p * t + 2.4022651e-1f;
+  p = p * t + 6.9314718e-1f;
+  p = p * t + 1.0f;
+  const vi exponent = (__builtin_convertvector(whole, vi) + 127) << 23;
+  return p * reinterpret_cast<vf>(exponent);
+}
+
+// x * Phi(x), exact GELU. erf is u P(u^2) / Q(u^2), fitted by weighted least squares to 2e-8 on
+// [0, 4], beyond which erf is 1 in float; tests/kernels hold the error against float64.
+BERTRON_INLINE vf gelu_of(vf x) {
+  const vf u = vmax(vmin(x * 0.707106781f, splat(4.f)), splat(-4.f));
+  const vf z = u * u;
+  vf p = splat(1.97484696e-06f);
+  p = p * z + 2.88034082e-04f;
+  p = p * z + 4.0034094e-03f;
+  p = p * z + 5.34667636e-02f;
+  p = p * z + 1.96243722e-01f;
+  p = p * z + 1.12837898f;
+  vf q = splat(3.74806472e-05f);
+  q = q * z + 1.21629832e-03f;
+  q = q * z + 1.54439584e-02f;
+  q = q * z + 1.16474233e-01f;
+  q = q * z + 5.07247633e-01f;
+  q = q * z + 1.f;
+  return 0.5f * x * (1.f + u * p / q);
+}
+
+}  // namespace
