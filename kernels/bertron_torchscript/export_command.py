@@ -10,6 +10,7 @@ from pathlib import Path
 from bertron_torchscript.checkpoint import POOLING_MODES
 from bertron_torchscript.errors import ExportError
 
+MAX_CALIBRATION_TEXTS = 500  # they are run once for each product of the model
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "int8")
 
 
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32")
     parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="texts like yours, a line each, by which int8 products are chosen",
+    )
+    parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="longest text; default: the model's"
     )
     parser.add_argument("--sha256", metavar="HEX", help="what the weights must hash to")
@@ -65,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             pooling_layer=args.pooling_layer,
             dtype=args.dtype,
             max_tokens=args.max_tokens,
+            calibration=_lines(args.calibration),
             expected_sha256=args.sha256,
             progress=lambda message: _say(f"  {message}"),
         )
@@ -79,6 +87,15 @@ def run(args: argparse.Namespace) -> int:
         f"{manifest.verification.min_cosine:.7f}"
     )
     return 0
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return path.read_text(encoding="utf-8").splitlines()[:MAX_CALIBRATION_TEXTS]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"{path} cannot be read: {error}") from error
 
 
 def _say(line: str) -> None:

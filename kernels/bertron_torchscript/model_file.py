@@ -24,7 +24,7 @@ def save(model: torch.nn.Module, path: Path) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> torch.jit.ScriptModule:
-    """Load what :func:`save` wrote onto ``device``, in the dtypes it is quick in, weights packed."""
+    """Load what :func:`save` wrote onto ``device``, in the dtypes it is quick in and packed."""
     with _deprecation_accepted():
         model: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
     set_dtypes(model, torch.device(device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -68,9 +68,9 @@ def verify(
             depends on its neighbours in the batch.
     """
     progress(f"comparing {len(TEXTS)} texts with transformers float32")
-    token_ids = _tokenize(checkpoint)
-    batch = _embed(embed_packed, token_ids)
-    alone = torch.cat([_embed(embed_packed, [ids]) for ids in token_ids])
+    token_ids = tokenize(checkpoint, TEXTS)
+    batch = embed_packed(*packed(token_ids))
+    alone = torch.cat([embed_packed(*packed([ids])) for ids in token_ids])
     if not torch.isfinite(batch).all():
         row = int((~torch.isfinite(batch)).any(1).nonzero()[0])
         raise ExportError(
@@ -112,13 +112,18 @@ def _require(found: Tensor, expected: Tensor, required: float, what: str) -> flo
     return float(worst)
 
 
-def _tokenize(checkpoint: Checkpoint) -> list[list[int]]:
+def tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> list[list[int]]:
+    """The checkpoint's own token ids of each text, cut at its limit.
+
+    Raises:
+        ExportError: The tokenizer does not belong to the model, or gives a text no tokens.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
     tokenizer.no_padding()
     tokenizer.enable_truncation(checkpoint.max_tokens_per_text)
-    token_ids = [encoding.ids for encoding in tokenizer.encode_batch(list(TEXTS))]
+    token_ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     largest = max(itertools.chain.from_iterable(token_ids), default=0)
     if largest >= checkpoint.config.vocab_size:
         raise ExportError(
@@ -133,11 +138,12 @@ def _tokenize(checkpoint: Checkpoint) -> list[list[int]]:
     return token_ids
 
 
-def _embed(embed_packed: Embed, token_ids: list[list[int]]) -> Tensor:
+def packed(token_ids: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The arguments of ``forward_packed``."""
     lengths = [len(ids) for ids in token_ids]
     flat = torch.tensor(list(itertools.chain.from_iterable(token_ids)), dtype=torch.int32)
     ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    return embed_packed(flat, torch.zeros_like(flat), ends, max(lengths))
+    return flat, torch.zeros_like(flat), ends, max(lengths)
 
 
 def _transformers_embeddings(
