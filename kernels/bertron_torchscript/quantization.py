@@ -141,11 +141,11 @@ def _input_scales(weight: Tensor, rows: Tensor) -> Iterator[Tensor | None]:
         yield None if alpha is None else channel ** (1 - alpha) / activation**alpha
 
 
-class _Inputs(TorchDispatchMode):
+class _Inputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps a sample of what each matrix product reads, in the order of the products."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[Tensor] = []
 
     def __torch_dispatch__(

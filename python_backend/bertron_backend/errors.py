@@ -11,3 +11,7 @@ class InvalidInputError(RequestError):
 
 class InferenceError(RequestError):
     """The model could not answer a valid request (HTTP 500, gRPC INTERNAL)."""
+
+
+class ExpiredError(RequestError):
+    """The request waited longer than it may (HTTP 503, gRPC UNAVAILABLE)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,10 +25,10 @@ class TokenRequest:
 
 @dataclasses.dataclass(frozen=True)
 class PackedRequest:
-    """One request without its padding.
+    """Texts without padding: one request's, or those of several.
 
     Attributes:
-        input_ids: [t] int32, the request's texts one after the other.
+        input_ids: [t] int32, the texts one after the other.
         token_type_ids: [t] int32.
         lengths: [b] tokens of each text, each 1 or more.
     """
@@ -107,36 +108,34 @@ def _check_range(name: str, values: IntArray, size: int) -> None:
         raise InvalidInputError(f"{name} has {wrong}, the model knows 0 to {size - 1}")
 
 
-def split_batches(
-    requests: Sequence[PackedRequest], max_tokens: int
-) -> Iterator[tuple[PackedBatch, int]]:
-    """Join requests to batches of at most ``max_tokens`` tokens, in order.
+def join(requests: Sequence[PackedRequest]) -> PackedRequest:
+    """All texts of all requests, in order."""
+    return PackedRequest(
+        input_ids=_joined([request.input_ids for request in requests]),
+        token_type_ids=_joined([request.token_type_ids for request in requests]),
+        lengths=np.concatenate([request.lengths for request in requests]),
+    )
 
-    A single text longer than that makes a batch of its own.
 
-    Yields:
-        Each batch and its number of texts; the texts of all batches are those of all requests.
-    """
-    ids = _joined([request.input_ids for request in requests])
-    types = _joined([request.token_type_ids for request in requests])
-    lengths = np.concatenate([request.lengths for request in requests])  # [B]
-    ends = np.cumsum(lengths)  # [B]
-    first, start = 0, 0
-    while first < len(lengths):
-        last = max(int(np.searchsorted(ends, start + max_tokens, side="right")), first + 1)
-        end = int(ends[last - 1])
+def split(texts: PackedRequest, parts: int) -> Iterator[PackedBatch]:
+    """Cut between texts into at most ``parts`` batches of nearly equally many tokens, in order."""
+    ends = np.cumsum(texts.lengths)  # [B]
+    # The text whose end is nearest to each equal share of the tokens closes a part.
+    shares = ends[-1] * np.arange(1, parts) / parts
+    above = np.searchsorted(ends, shares)
+    below = np.maximum(above - 1, 0)
+    nearest = np.where(ends[above] - shares <= shares - ends[below], above, below)
+    bounds = np.unique(np.concatenate([[0], nearest + 1, [len(ends)]]))
+    for first, last in itertools.pairwise(bounds.tolist()):
+        start, end = int(ends[first - 1]) if first else 0, int(ends[last - 1])
         cu_seqlens = np.zeros(last - first + 1, dtype=np.int32)
         cu_seqlens[1:] = ends[first:last] - start
-        yield (
-            PackedBatch(
-                input_ids=ids[start:end],
-                token_type_ids=types[start:end],
-                cu_seqlens=cu_seqlens,
-                max_seqlen=int(lengths[first:last].max()),
-            ),
-            last - first,
+        yield PackedBatch(
+            input_ids=texts.input_ids[start:end],
+            token_type_ids=texts.token_type_ids[start:end],
+            cu_seqlens=cu_seqlens,
+            max_seqlen=int(texts.lengths[first:last].max()),
         )
-        first, start = last, end
 
 
 def _joined(arrays: list[IntArray]) -> IntArray:

@@ -16,10 +16,12 @@ class TokenizerSettings:
     Attributes:
         max_tokens_per_text: Longest text, special tokens included.
         max_characters_per_text: A longer text is refused before it is tokenised.
+        max_wait_us: How long a request may wait for the encoder; its own timeout can lower it.
     """
 
     max_tokens_per_text: int
     max_characters_per_text: int
+    max_wait_us: int
 
     @classmethod
     def from_model_config(cls, config: Mapping[str, Any]) -> TokenizerSettings:
@@ -27,6 +29,7 @@ class TokenizerSettings:
         return cls(
             max_tokens_per_text=_positive(config, "max_tokens_per_text"),
             max_characters_per_text=_positive(config, "max_characters_per_text"),
+            max_wait_us=_positive(config, "max_wait_us"),
         )
 
 
@@ -36,7 +39,7 @@ class EncoderSettings:
 
     Attributes:
         warmup_shapes: (texts, tokens a text) of the forwards that run before the model is ready.
-        max_tokens_per_forward: A larger batch is split between texts.
+        max_tokens_per_forward: A larger batch is split between texts; 0 leaves it to the device.
         intra_op_threads: CPU threads of one forward.
     """
 
@@ -49,7 +52,7 @@ class EncoderSettings:
         """Read Triton server's model configuration, parsed from JSON."""
         return cls(
             warmup_shapes=_shapes(config, "warmup_shapes"),
-            max_tokens_per_forward=_positive(config, "max_tokens_per_forward"),
+            max_tokens_per_forward=_integer(config, "max_tokens_per_forward"),
             intra_op_threads=_integer(config, "intra_op_threads") or usable_cores(),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from bertron_backend.batch_tokenizer import TextRequest, TokenBatch
-from bertron_backend.errors import InferenceError, InvalidInputError
+from bertron_backend.errors import ExpiredError, InferenceError, InvalidInputError
 from bertron_backend.packing import TokenRequest
 
 if TYPE_CHECKING:  # the tokenizer's process loads no torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # the tokenizer's process loads no torch
 _CODES: dict[type[Exception], str] = {
     InvalidInputError: "INVALID_ARG",
     InferenceError: "INTERNAL",
+    ExpiredError: "UNAVAILABLE",
 }
 
 
@@ -49,15 +51,15 @@ def answer_each(
     requests: Sequence[Any],
     read: Callable[[Any], Any],
     answer: Callable[[list[Any]], Sequence[Any]],
-    respond: Callable[[Any], Any],
+    respond: Callable[[Any, Any], Any],
 ) -> list[Any]:
     """Read every request, answer the readable ones together, and give each its own response.
 
     Args:
         requests: Triton server's requests.
-        read: One request to our type; may raise InvalidInputError.
+        read: One request to our type; may raise a RequestError.
         answer: All of ours to a result or an error each, in order.
-        respond: One result to Triton server's response.
+        respond: One request and its result to Triton server's response.
 
     Returns:
         One response a request, in order: nothing is raised, so that nobody's error is shared.
@@ -77,8 +79,8 @@ def answer_each(
         for index, result in zip(readable, answers, strict=True):
             results[index] = result
     return [
-        _error_response(result) if isinstance(result, Exception) else respond(result)
-        for result in results
+        _error_response(result) if isinstance(result, Exception) else respond(request, result)
+        for request, result in zip(requests, results, strict=True)
     ]
 
 
@@ -97,26 +99,43 @@ def read_texts(request: Any) -> TextRequest:
     )
 
 
-def token_response(batch: TokenBatch) -> Any:
-    """The tokenizer's response."""
+def token_response(request: Any, batch: TokenBatch, max_wait_us: int) -> Any:
+    """The tokenizer's response, with the time until which the encoder's answer is wanted."""
+    wait_us = min(request.timeout() or max_wait_us, max_wait_us)
+    deadline_us = (
+        time.monotonic_ns() // 1000 + wait_us
+    )  # one clock for all of a machine's processes
     return _response(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         token_type_ids=batch.token_type_ids,
         TOKEN_COUNT=batch.token_count,
         TRUNCATED=batch.truncated,
+        deadline_us=np.full_like(batch.token_count, deadline_us, dtype=np.int64),
     )
 
 
 def read_tokens(request: Any) -> TokenRequest:
-    """The encoder's inputs, each [b, s] int32."""
+    """The encoder's inputs, each [b, s] int32.
+
+    Raises:
+        ExpiredError: Nobody waits for the answer any more; computing it would delay the others.
+    """
+    deadline = pb_utils.get_input_tensor_by_name(request, "deadline_us")
+    if deadline is not None:
+        late_us = time.monotonic_ns() // 1000 - int(deadline.as_numpy().max(initial=0))
+        if late_us > 0:
+            raise ExpiredError(
+                f"Request timeout expired {late_us / 1e6:.3f} s before the encoder came to it; "
+                "the server is overloaded"
+            )
     names = ("input_ids", "attention_mask", "token_type_ids")
     return TokenRequest(
         *(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names)
     )
 
 
-def embedding_response(rows: FloatArray) -> Any:
+def embedding_response(_request: Any, rows: FloatArray) -> Any:
     """The encoder's response."""
     return _response(EMBEDDING=rows)
 

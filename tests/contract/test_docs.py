@@ -190,10 +190,6 @@ def values_in_configs(key: str) -> dict[str, int]:
             values[model] = int(parsed.parameters[key].string_value)
         elif key == "max_batch_size":
             values[model] = parsed.max_batch_size
-        elif parsed.HasField("dynamic_batching"):
-            policy = parsed.dynamic_batching.default_queue_policy
-            if key in policy.DESCRIPTOR.fields_by_name:
-                values[model] = getattr(policy, key)
     return values
 
 
@@ -207,8 +203,6 @@ def test_the_limits_are_those_of_the_configurations():
     assert found >= {
         *(("tokenizer", key) for key in config("tokenizer").parameters),
         *(("text_embedding", key) for key in config("text_embedding").parameters),
-        ("bert", "max_queue_size"),
-        ("bert", "default_timeout_microseconds"),
         *((model, "max_batch_size") for model in ("tokenizer", "bert", "text_embedding")),
     }
 
@@ -225,7 +219,6 @@ def test_what_inputs_md_quotes_has_the_limits_values():
         f"the server takes at most {values_in_configs('max_characters_per_text')['tokenizer']};",
         f"the model takes at most {values_in_configs('max_tokens_per_text')['tokenizer']};",
         f"batch-size must be <= {values_in_configs('max_batch_size')['tokenizer']} for",
-        f"{values_in_configs('max_queue_size')['bert']} requests wait for `bert`",
     ):
         assert text in inputs
 

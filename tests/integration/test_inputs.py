@@ -101,6 +101,13 @@ def test_an_unknown_truncate_is_refused(server):
     assert_refused(status, body, "truncate is 'middle'", "right, left, error")
 
 
+def test_a_request_that_nobody_waits_for_any_more_is_not_computed(server):
+    status, body = raw_http(server.http_url, INFER, json_request(["a"], timeout=1))
+    assert_refused(status, body, "Request timeout expired", code=503)
+    status, _ = raw_http(server.http_url, INFER, json_request(["a"], timeout=10_000_000))
+    assert status == 200
+
+
 def test_more_than_the_maximum_batch_is_refused(server):
     """Triton server's own check, before any model: it names the limit alone."""
     status, body = raw_http(server.http_url, INFER, json_request(["a"] * 65))

@@ -10,7 +10,13 @@ from bertron_torchscript.errors import ManifestError
 from bertron_torchscript.export import export
 from tiny_checkpoints import make_checkpoint
 
-SETTINGS = EncoderSettings(((1, 8), (3, 500)), max_tokens_per_forward=64, intra_op_threads=1)
+SHAPES = ((1, 8), (3, 500))
+# One thread; two with batches cut small; two that share each op.
+SETTINGS = (
+    EncoderSettings(SHAPES, max_tokens_per_forward=64, intra_op_threads=1),
+    EncoderSettings(SHAPES, max_tokens_per_forward=64, intra_op_threads=2),
+    EncoderSettings(SHAPES, max_tokens_per_forward=0, intra_op_threads=2),
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +26,9 @@ def directory(tmp_path_factory):
     return next(tmp_path_factory.getbasetemp().glob("models*/models/bert/1"))
 
 
-@pytest.fixture(scope="module")
-def encoder(directory):
-    return Encoder(directory, "cpu", SETTINGS)
+@pytest.fixture(scope="module", params=SETTINGS, ids=["1 thread", "2 threads cut", "2 threads"])
+def encoder(directory, request):
+    return Encoder(directory, "cpu", request.param)
 
 
 def request_of(*lengths, seed=0):
@@ -83,7 +89,7 @@ def test_a_value_that_is_not_finite_is_never_sent(encoder, monkeypatch):
         return rows
 
     monkeypatch.setattr(Encoder, "_forward_batch", poisoned)
-    answers = encoder.embed([request_of(5, seed=1), request_of(5, seed=2), request_of(5, seed=3)])
+    answers = encoder.embed([request_of(5, seed=seed) for seed in (1, 2, 3)])
     assert [isinstance(answer, InferenceError) for answer in answers] == [False, True, False]
     assert "text 0 is not finite" in str(answers[1])
 
@@ -93,4 +99,4 @@ def test_a_file_of_another_export_is_not_loaded(directory, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.pt").write_bytes(b"something else")
     with pytest.raises(ManifestError, match="from another export"):
-        Encoder(tmp_path, "cpu", SETTINGS)
+        Encoder(tmp_path, "cpu", SETTINGS[0])

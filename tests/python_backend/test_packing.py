@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from bertron_backend.errors import InvalidInputError
-from bertron_backend.packing import TokenRequest, Vocabulary, pack_request, split_batches
+from bertron_backend.packing import TokenRequest, Vocabulary, join, pack_request, split
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,19 +82,21 @@ def test_disagreeing_shapes_are_named():
 
 @given(
     st.lists(st.lists(st.integers(1, 8), min_size=1, max_size=4), min_size=1, max_size=8),
-    st.integers(1, 40),
+    st.integers(1, 12),
 )
-def test_splitting_loses_and_reorders_nothing(request_lengths, max_tokens):
+def test_splitting_loses_and_reorders_nothing(request_lengths, parts):
     vocabulary = Vocabulary(vocab_size=1000, type_vocab_size=2, max_tokens_per_text=8)
     requests = [pack_request(request_of(lengths), vocabulary) for lengths in request_lengths]
-    batches = list(split_batches(requests, max_tokens))
-    tokens = np.concatenate([batch.input_ids for batch, _ in batches])
+    texts = join(requests)
+    batches = list(split(texts, parts))
+    assert 1 <= len(batches) <= parts
+    tokens = np.concatenate([batch.input_ids for batch in batches])
     assert np.array_equal(tokens, np.concatenate([request.input_ids for request in requests]))
-    lengths = np.concatenate([np.diff(batch.cu_seqlens) for batch, _ in batches])
+    lengths = np.concatenate([np.diff(batch.cu_seqlens) for batch in batches])
     assert lengths.tolist() == [length for request in request_lengths for length in request]
-    for batch, texts in batches:
-        own = np.diff(batch.cu_seqlens)
-        assert len(own) == texts
-        assert batch.max_seqlen == own.max()
+    share = len(tokens) / parts
+    for batch in batches:
+        assert batch.max_seqlen == np.diff(batch.cu_seqlens).max()
         assert batch.cu_seqlens[-1] == len(batch.input_ids) == len(batch.token_type_ids)
-        assert len(batch.input_ids) <= max_tokens or texts == 1
+        # Each end is off its share by less than a text.
+        assert len(batch.input_ids) <= share + texts.lengths.max()

@@ -32,7 +32,7 @@ def test_zero_threads_are_as_many_as_there_are_cores():
     [
         ("warmup_shapes", "8", r"'warmup_shapes' is '8', not a list such as"),
         ("warmup_shapes", "1x0", "not a list such as"),
-        ("max_tokens_per_forward", "0", r"'max_tokens_per_forward' is 0, not 1 or more"),
+        ("max_tokens_per_forward", "x", r"'max_tokens_per_forward' is 'x', not a whole number"),
         ("intra_op_threads", "-1", r"'intra_op_threads' is '-1', not a whole number"),
     ],
 )
@@ -46,3 +46,9 @@ def test_a_missing_parameter_is_named():
         ValueError, match=r"bert: config\.pbtxt has no parameter 'max_tokens_per_text'"
     ):
         TokenizerSettings.from_model_config(config(max_characters_per_text="5"))
+
+
+def test_a_limit_of_nothing_is_refused():
+    limits = {"max_tokens_per_text": "0", "max_characters_per_text": "5", "max_wait_us": "1"}
+    with pytest.raises(ValueError, match=r"'max_tokens_per_text' is 0, not 1 or more"):
+        TokenizerSettings.from_model_config(config(**limits))

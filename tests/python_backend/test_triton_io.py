@@ -1,12 +1,14 @@
 """Triton server's types at the boundary: every request its own answer, whatever happens."""
 
+import functools
 import sys
+import time
 
 import fake_pb_utils as pb
 import numpy as np
 import pytest
 from bertron_backend.batch_tokenizer import TokenBatch
-from bertron_backend.errors import InferenceError, InvalidInputError
+from bertron_backend.errors import ExpiredError, InferenceError, InvalidInputError
 
 
 @pytest.fixture
@@ -48,11 +50,15 @@ def test_each_request_gets_its_own_answer_in_order(triton_io):
         return [tokens, InvalidInputError("no"), InferenceError("broken")]
 
     first, second, third, fourth = triton_io.answer_each(
-        requests, triton_io.read_texts, answer, triton_io.token_response
+        requests,
+        triton_io.read_texts,
+        answer,
+        functools.partial(triton_io.token_response, max_wait_us=1000),
     )
     assert first.error is None
     assert set(first.outputs) == {
-        *("input_ids", "attention_mask", "token_type_ids", "TOKEN_COUNT", "TRUNCATED")
+        *("input_ids", "attention_mask", "token_type_ids", "TOKEN_COUNT", "TRUNCATED"),
+        "deadline_us",
     }
     assert (second.error.code, third.error.code) == (pb.TritonError.INVALID_ARG,) * 2
     assert "not UTF-8" in str(second.error)
@@ -76,3 +82,31 @@ def test_the_device_is_the_instances(triton_io):
     cpu = {"model_instance_kind": "CPU", "model_instance_device_id": "0"}
     gpu = {"model_instance_kind": "GPU", "model_instance_device_id": "1"}
     assert (triton_io.device_of(cpu), triton_io.device_of(gpu)) == ("cpu", "cuda:1")
+
+
+def token_request(triton_io, timeout_us, max_wait_us):
+    """What the encoder reads after the tokenizer answered a request of that timeout."""
+    tokens = TokenBatch(*(np.full((2, 1), value, dtype=np.int32) for value in range(5)))
+    asked = pb.InferenceRequest(timeout_us=timeout_us)
+    outputs = triton_io.token_response(asked, tokens, max_wait_us).outputs
+    names = ("input_ids", "attention_mask", "token_type_ids", "deadline_us")
+    return pb.InferenceRequest(**{name: outputs[name] for name in names})
+
+
+@pytest.mark.parametrize(
+    ("timeout_us", "max_wait_us"), [(0, 20_000), (20_000, 10**7), (10**7, 20_000)]
+)
+def test_a_request_is_read_until_its_deadline_and_refused_after_it(
+    triton_io, timeout_us, max_wait_us
+):
+    request = token_request(triton_io, timeout_us, max_wait_us)
+    assert triton_io.read_tokens(request).input_ids.shape == (2, 1)
+    time.sleep(0.03)
+    with pytest.raises(ExpiredError, match=r"Request timeout expired 0\.\d+ s before"):
+        triton_io.read_tokens(request)
+
+
+def test_token_ids_without_a_deadline_are_read(triton_io):
+    ids = np.ones((1, 3), dtype=np.int32)
+    request = pb.InferenceRequest(input_ids=ids, attention_mask=ids, token_type_ids=ids)
+    assert triton_io.read_tokens(request).input_ids is ids

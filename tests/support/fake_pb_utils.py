@@ -7,7 +7,7 @@ from typing import ClassVar
 class TritonError(Exception):
     """Triton server's error, with its code."""
 
-    INTERNAL, INVALID_ARG = 1, 2
+    INTERNAL, INVALID_ARG, UNAVAILABLE = 1, 2, 3
 
     def __init__(self, message, code=INTERNAL):
         super().__init__(message)
@@ -30,9 +30,13 @@ class Tensor:
 class InferenceRequest:
     """A request with its tensors and parameters."""
 
-    def __init__(self, parameters=None, **arrays):
+    def __init__(self, parameters=None, timeout_us=0, **arrays):
+        self._timeout_us = timeout_us
         self.tensors = {name: Tensor(name, array) for name, array in arrays.items()}
         self._parameters = parameters
+
+    def timeout(self):
+        return self._timeout_us
 
     def parameters(self):
         return "" if self._parameters is None else json.dumps(self._parameters)
