@@ -88,7 +88,7 @@ void attend(const Head<T>& h, float scale) {
   const float to_exponent = scale * kLog2E;
   for (int64_t s0 = 0; s0 < h.length; s0 += kTileRows) {
     const int64_t count = std::min<int64_t>(kTileRows, h.length - s0);
-    const uint32_t* query = reinterpret_cast<const uint32_t*>(h.query + s0 * h.stride);
+    const word_u* query = reinterpret_cast<const word_u*>(h.query + s0 * h.stride);
     int64_t query_stride = h.stride / per_word;
     if (!in_place) {
       query_stride = key_words + kLanes;

@@ -6,8 +6,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
-#include <memory>
+#include <new>
 
 #include "kernels.h"
 #include "simd.h"
@@ -55,7 +56,7 @@ struct DotBf16 {
 struct DotInt8 {
   static constexpr Product product = Product::int8;
   using Accumulator = vi;
-  // Unsigned activations times signed weights; the sum of a row fits 32 bits up to K = 66,000.
+  // Unsigned activations times signed weights: sums within 32 bits up to bertron::kMaxInt8Inputs.
   BERTRON_INLINE vi dot(vi total, uint32_t a, const uint32_t* b) {
     return reinterpret_cast<vi>(_mm512_dpbusd_epi32(
         reinterpret_cast<__m512i>(total), _mm512_set1_epi32(a), _mm512_loadu_si512(b)));
@@ -63,9 +64,12 @@ struct DotInt8 {
 };
 #endif
 
+// A word of a caller's bf16 row, which may start at any bf16.
+typedef uint32_t word_u __attribute__((aligned(2)));
+
 // ROWS x VECTORS sums over `words` words, written as they are: out[row * out_stride + column].
 template <class Dot, int ROWS, int VECTORS>
-void tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t words,
+void tile(const word_u* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t words,
           float* out, int64_t out_stride) {
   typename Dot::Accumulator total[ROWS][VECTORS];
 #pragma GCC unroll 8
@@ -89,9 +93,9 @@ void tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stri
 }
 
 template <class Dot, int VECTORS>
-void tile_rows(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b,
+void tile_rows(int64_t rows, const word_u* a, int64_t a_stride, const uint32_t* b,
                int64_t b_stride, int64_t words, float* out, int64_t out_stride) {
-  using Tile = void (*)(const uint32_t*, int64_t, const uint32_t*, int64_t, int64_t, float*, int64_t);
+  using Tile = void (*)(const word_u*, int64_t, const uint32_t*, int64_t, int64_t, float*, int64_t);
   static constexpr Tile tiles[kTileRows] = {
       tile<Dot, 1, VECTORS>, tile<Dot, 2, VECTORS>, tile<Dot, 3, VECTORS>,
       tile<Dot, 4, VECTORS>, tile<Dot, 5, VECTORS>, tile<Dot, 6, VECTORS>};
@@ -100,7 +104,7 @@ void tile_rows(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t
 
 // At most kTileRows rows; columns in steps of kTileColumns, then of one vector.
 template <class Dot>
-void tile_columns(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b,
+void tile_columns(int64_t rows, const word_u* a, int64_t a_stride, const uint32_t* b,
                   int64_t b_stride, int64_t columns, int64_t words, float* out,
                   int64_t out_stride) {
   int64_t c = 0;
@@ -129,23 +133,30 @@ void row_to_bf16(const T* x, int64_t k, uint32_t* out) {
   for (int64_t c = 0; c < k; c += kLanes) store_some(values + c, load_some(x + c, k - c), k - c);
 }
 
-// To 0..255 over the row's own range, zero included so that padding and GELU's floor are exact.
+// To 0..255 over the row's own range, zero included so that padding and GELU's floor are exact. A
+// row with a NaN or an infinity is NaN throughout.
 template <class T>
 QuantizedRow row_to_int8(const T* x, const float* input_scale, int64_t k, uint32_t* out) {
   const auto scaled = [&](int64_t c) __attribute__((always_inline)) {
     const vf v = load_some(x + c, k - c);
     return input_scale ? v * load_some(input_scale + c, k - c) : v;
   };
-  vf low{}, high{};
+  vf low{}, high{}, zeros{};
   for (int64_t c = 0; c < k; c += kLanes) {
     const vf v = scaled(c);
     low = vmin(low, v);
     high = vmax(high, v);
+    zeros += v * 0.f;  // NaN where v is not finite, which vmin and vmax may lose
   }
-  const float smallest = -largest(-low), range = largest(high) - smallest;
+  const float smallest = -largest(-low), range = largest(high) - smallest + sum(zeros);
   QuantizedRow row;
   uint8_t* values = reinterpret_cast<uint8_t*>(out);
-  row.scale = range > 0 ? range / 255.f : 1.f;
+  if (!(range <= FLT_MAX)) {
+    std::memset(values, 0, size_t(k + 3) / 4 * 4);
+    row.scale = NAN;
+    return row;
+  }
+  row.scale = std::max(range / 255.f, FLT_MIN);  // its inverse is finite
   const float inverse = 1.f / row.scale;
   row.zero = int32_t(std::nearbyint(-smallest * inverse));
   const vf magic = splat(12582912.f), offset = splat(float(row.zero));
@@ -195,19 +206,22 @@ void parallel(bertron::Threads threads, int64_t count, const F& f) {
 // Memory of a thread's own, kept between calls: a forward asks for the same sizes again and again.
 template <class T>
 T* scratch(int slot, int64_t count) {
+  constexpr std::align_val_t alignment{64};
   struct Block {
-    std::unique_ptr<char[]> data;
+    void* data = nullptr;
     size_t size = 0;
+    ~Block() { operator delete(data, alignment); }
   };
   static thread_local Block blocks[4];
   Block& block = blocks[slot];
-  const size_t wanted = size_t(count) * sizeof(T) + 64;
+  const size_t wanted = size_t(count) * sizeof(T);
   if (block.size < wanted) {
-    block.data.reset(new char[wanted]);
+    operator delete(block.data, alignment);
+    block.data = nullptr, block.size = 0;  // should there be no memory
+    block.data = operator new(wanted, alignment);
     block.size = wanted;
   }
-  const uintptr_t address = reinterpret_cast<uintptr_t>(block.data.get());
-  return reinterpret_cast<T*>((address + 63) & ~uintptr_t(63));
+  return static_cast<T*>(block.data);
 }
 
 // Rows [begin, end) times panels [first, last), for one product and one type of each activation.
@@ -218,13 +232,13 @@ struct Gemm {
   const int64_t words = stored_words - (Dot::product == Product::int8 ? 1 : 0);
 
   // The rows' words: those of x itself where they already stand as the product wants them.
-  const uint32_t* inputs(int64_t begin, int64_t end, int64_t* stride, QuantizedRow* rows) const {
+  const word_u* inputs(int64_t begin, int64_t end, int64_t* stride, QuantizedRow* rows) const {
     const In* x = static_cast<const In*>(p.x);
     constexpr bool same = (Dot::product == Product::f32 && sizeof(In) == 4) ||
                           (Dot::product == Product::bf16 && sizeof(In) == 2);
     if (same && p.k % bertron::values_per_word(Dot::product) == 0) {
       *stride = words;
-      return reinterpret_cast<const uint32_t*>(x + begin * p.k);
+      return reinterpret_cast<const word_u*>(x + begin * p.k);
     }
     *stride = words + 16;  // room for the last vector's store
     uint32_t* out = scratch<uint32_t>(0, (end - begin) * *stride);
@@ -246,7 +260,7 @@ struct Gemm {
     for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
       const int64_t chunk_end = std::min(chunk + kChunkRows, end);
       int64_t stride;
-      const uint32_t* a = inputs(chunk, chunk_end, &stride, quantized);
+      const word_u* a = inputs(chunk, chunk_end, &stride, quantized);
       for (int64_t panel = first; panel < last; ++panel) {
         const uint32_t* b = static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
         const int64_t column0 = panel * kPanel;
@@ -351,7 +365,7 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
 void pack(const void* weight, Product stored, const float* scale, const float* input_scale,
           int64_t n, int64_t k, Product product, void* packed) {
   const int64_t words = bertron::words(product, k), per_word = bertron::values_per_word(product);
-  std::memset(packed, 0, size_t(bertron::panels(n) * words * kPanel * 4));
+  std::fill_n(static_cast<uint32_t*>(packed), bertron::panels(n) * words * kPanel, 0);
   for (int64_t row = 0; row < n; ++row) {
     uint32_t* place =
         static_cast<uint32_t*>(packed) + row / kPanel * words * kPanel + row % kPanel;

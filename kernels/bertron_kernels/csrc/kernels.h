@@ -25,6 +25,8 @@ constexpr int64_t words(Product product, int64_t k) {
   const int64_t per_word = values_per_word(product);
   return (k + per_word - 1) / per_word + (product == Product::int8 ? 1 : 0);
 }
+// Inputs of an int8 product: 255 * -128 times as many stays within 32 bits.
+constexpr int64_t kMaxInt8Inputs = 65000;
 constexpr int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
 // y = epilogue(x W^T + bias) over packed tokens.

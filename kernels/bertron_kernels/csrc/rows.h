@@ -64,6 +64,7 @@ void embedding_as(const bertron::Embedding& p, bertron::Threads threads) {
 }
 
 constexpr float kMinNorm = 1e-12f;  // torch.nn.functional.normalize's
+constexpr int64_t kSumTokens = 32;  // sums of so many, then of those: a text of 512 keeps its digits
 
 template <class T>
 void pool_text(const bertron::Pool& p, const T* x, int64_t length, float* y) {
@@ -80,10 +81,14 @@ void pool_text(const bertron::Pool& p, const T* x, int64_t length, float* y) {
       continue;
     }
     vf total{}, high = load_some(x + c, left);
-    for (int64_t s = 0; s < length; ++s) {
-      const vf v = load_some(x + s * hidden + c, left);
-      total += v;
-      high = vmax(high, v);
+    for (int64_t begin = 0; begin < length; begin += kSumTokens) {
+      vf part{};
+      for (int64_t s = begin; s < std::min(begin + kSumTokens, length); ++s) {
+        const vf v = load_some(x + s * hidden + c, left);
+        part += v;
+        high = (v > high) | (v != v) ? v : high;  // a NaN wins, and stays
+      }
+      total += part;
     }
     if (wants_mean) store_some(y + c, total / float(length), left);
     if (wants_max) store_some(max_y + c, high, left);
@@ -109,7 +114,7 @@ void pool_as(const bertron::Pool& p, bertron::Threads threads) {
       const int64_t start = p.cu_seqlens[sequence], length = p.cu_seqlens[sequence + 1] - start;
       float* y = p.y + sequence * width;
       if (length == 0) {
-        std::memset(y, 0, size_t(width) * 4);
+        std::fill_n(y, width, 0.f);
         continue;
       }
       pool_text(p, static_cast<const T*>(p.x) + start * p.hidden, length, y);

@@ -19,6 +19,7 @@ typedef vh vh_u __attribute__((aligned(2)));
 
 BERTRON_INLINE vf splat(float value) { return vf{} + value; }
 BERTRON_INLINE vi splat(int32_t value) { return vi{} + value; }
+// Where either is NaN, `b`: as the instruction.
 BERTRON_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 BERTRON_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 
@@ -87,9 +88,9 @@ BERTRON_INLINE void store_some(T* p, vf v, int64_t left) {
 }
 
 // 2^x. Cody and Waite: 2^round(x) by the exponent field, 2^rest by its Taylor series, whose seventh
-// term is below half an ulp for |rest| <= 1/2.
+// term is below half an ulp for |rest| <= 1/2. Held to 2^-126 .. 2^127; a NaN stays one.
 BERTRON_INLINE vf exp2_of(vf x) {
-  x = vmax(vmin(x, splat(127.f)), splat(-126.f));
+  x = vmax(splat(-126.f), vmin(splat(127.f), x));
   const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
   const vf whole = (x + magic) - magic;
   const vf t = x - whole;
@@ -121,7 +122,8 @@ BERTRON_INLINE vf gelu_of(vf x) {
   q = q * z + 1.16474233e-01f;
   q = q * z + 5.07247633e-01f;
   q = q * z + 1.f;
-  return 0.5f * x * (1.f + u * p / q);
+  // Not past -1, or what is left of a large negative x would grow with it.
+  return 0.5f * x * (1.f + vmax(u * p / q, splat(-1.f)));
 }
 
 }  // namespace
