@@ -34,6 +34,9 @@ FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"),
     # Multiply-adds may fuse; nothing asks for errno or floating-point traps. NaN stays NaN.
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    # Packed words are written as the floats, bf16 or bytes that they hold.
+    "-fno-strict-aliasing",
+    f"-fmacro-prefix-map={SOURCES}/=",  # errors name ops.cpp, not where it was compiled
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # PyTorch 2.10's stable interface
 ]
 

@@ -2,6 +2,7 @@
 
 ``BERTRON_CPU_KERNELS`` chooses what the CPU runs: ``eager`` for PyTorch's own operators, or one of
 the library's instruction sets by name; unset, the best that the machine has.
+``BERTRON_CPU_LIBRARY`` loads another build of the library, such as one with sanitizers.
 """
 
 from __future__ import annotations
@@ -14,19 +15,24 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("lib") / "libbertron_cpu.so"
+CHOICES = ("eager", "avx2", "avx512_vnni", "avx512_bf16")
 
 
 def _load() -> str | None:
     """Register the library's ops; the instruction set it chose, or None without one."""
-    if os.environ.get("BERTRON_CPU_KERNELS") == "eager" or not LIBRARY.exists():
+    wanted = os.environ.get("BERTRON_CPU_KERNELS") or None
+    if wanted not in (None, *CHOICES):
+        raise RuntimeError(f"BERTRON_CPU_KERNELS is {wanted!r}, expected {', '.join(CHOICES)}")
+    path = Path(os.environ.get("BERTRON_CPU_LIBRARY") or LIBRARY)
+    if wanted == "eager" or not path.exists():
         return None
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return None
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        library = ctypes.CDLL(str(path))
     except OSError as error:  # built for another PyTorch, or another machine
         warnings.warn(
-            f"{LIBRARY} does not load, PyTorch's operators serve: {error}; "
+            f"{path} does not load, PyTorch's operators serve: {error}; "
             "build it again with python -m bertron_kernels.build",
             RuntimeWarning,
             stacklevel=2,
@@ -37,9 +43,8 @@ def _load() -> str | None:
     name = chosen()
     if name is None:
         raise RuntimeError(
-            f"{LIBRARY.name} has no kernels for this CPU"
-            f" (BERTRON_CPU_KERNELS is {os.environ.get('BERTRON_CPU_KERNELS')!r});"
-            " set BERTRON_CPU_KERNELS=eager to run PyTorch's operators"
+            f"this CPU does not have the instructions of {wanted or CHOICES[1]}; unset"
+            " BERTRON_CPU_KERNELS, or set it to eager to run PyTorch's operators"
         )
     return bytes(name).decode()
 

@@ -7,6 +7,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <optional>
 #include <string>
@@ -23,8 +25,9 @@ using namespace bertron;
 const Kernels& kernels() {
   static const Kernels* chosen = [] {
     // An override for tests, which run every table that the machine can.
-    const char* wanted = std::getenv("BERTRON_CPU_KERNELS");
-    const auto allows = [&](const Kernels& k) { return !wanted || std::string(wanted) == k.name; };
+    const char* variable = std::getenv("BERTRON_CPU_KERNELS");
+    const std::string wanted = variable ? variable : "";
+    const auto allows = [&](const Kernels& k) { return wanted.empty() || wanted == k.name; };
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -47,25 +50,60 @@ Threads threads() {
           }};
 }
 
+std::string name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "torch.float32";
+    case ScalarType::BFloat16: return "torch.bfloat16";
+    case ScalarType::Half: return "torch.float16";
+    case ScalarType::Double: return "torch.float64";
+    case ScalarType::Char: return "torch.int8";
+    case ScalarType::Int: return "torch.int32";
+    case ScalarType::Long: return "torch.int64";
+    default: return torch::headeronly::toString(type);
+  }
+}
+
+template <class Values>
+std::string list(const Values& values) {
+  std::string text;
+  for (const int64_t value : values) text += (text.empty() ? "" : ", ") + std::to_string(value);
+  return "[" + text + "]";
+}
+
 Activation activation(const char* name, const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, name, " is ",
-                  torch::headeronly::toString(type),
-                  ", the CPU computes in float32 or bfloat16");
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, name, " has dtype ",
+                  name_of(type), ", expected torch.float32 or torch.bfloat16 on the CPU");
   return type == ScalarType::Float ? Activation::f32 : Activation::bf16;
 }
 
-void check(const char* name, const Tensor& t, const Tensor& like, int64_t dim) {
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous(), name, " is not a contiguous CPU tensor");
-  STD_TORCH_CHECK(t.dim() == dim, name, " has ", t.dim(), " dimensions, expected ", dim);
-  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " is ",
-                  torch::headeronly::toString(t.scalar_type()), ", expected ",
-                  torch::headeronly::toString(like.scalar_type()));
+void check_dense(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), name, " is on another device, expected the CPU");
+  STD_TORCH_CHECK(t.is_contiguous(), name, " has strides ", list(t.strides()), " for shape ",
+                  list(t.sizes()), ", expected a contiguous tensor; call .contiguous() on it");
 }
 
-void check_row(const char* name, const Tensor& t, const Tensor& like, int64_t size) {
-  check(name, t, like, 1);
-  STD_TORCH_CHECK(t.size(0) == size, name, " has ", t.size(0), " values, expected ", size);
+// `layout` names the dimensions: [T, K].
+void check_rank(const char* name, const Tensor& t, const std::string& layout) {
+  STD_TORCH_CHECK(t.dim() == std::count(layout.begin(), layout.end(), ',') + 1, name, " has shape ",
+                  list(t.sizes()), ", expected ", layout);
+  check_dense(name, t);
+}
+
+void check_type(const char* name, const Tensor& t, ScalarType expected) {
+  STD_TORCH_CHECK(t.scalar_type() == expected, name, " has dtype ", name_of(t.scalar_type()),
+                  ", expected ", name_of(expected));
+}
+
+void check_shape(const char* name, const Tensor& t, const std::vector<int64_t>& expected) {
+  STD_TORCH_CHECK(list(t.sizes()) == list(expected), name, " has shape ", list(t.sizes()),
+                  ", expected ", list(expected));
+}
+
+void check(const char* name, const Tensor& t, const std::vector<int64_t>& shape, ScalarType type) {
+  check_shape(name, t, shape);
+  check_type(name, t, type);
+  check_dense(name, t);
 }
 
 Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
@@ -76,28 +114,26 @@ const void* pointer(const std::optional<Tensor>& t) { return t ? t->const_data_p
 
 // How a packed weight is multiplied, from its dtype; pack_weight's other half.
 Product product_of(const Tensor& packed) {
-  switch (packed.scalar_type()) {
-    case ScalarType::Float: return Product::f32;
-    case ScalarType::BFloat16: return Product::bf16;
-    default: return Product::int8;
-  }
+  const ScalarType type = packed.scalar_type();
+  if (type == ScalarType::Float) return Product::f32;
+  if (type == ScalarType::BFloat16 && kernels().has_bf16) return Product::bf16;
+  STD_TORCH_CHECK(type == ScalarType::Char && kernels().has_int8, "weight has dtype ",
+                  name_of(type), ", expected what pack_weight gives with ", kernels().name);
+  return Product::int8;
 }
 
 void check_floats(const char* name, const std::optional<Tensor>& t, int64_t size) {
-  if (!t) return;
-  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, name, " is ",
-                  torch::headeronly::toString(t->scalar_type()), ", expected float32");
-  check_row(name, *t, *t, size);
+  if (t) check(name, *t, {size}, ScalarType::Float);
 }
 
 // [N, K] float32, bfloat16, or int8 with `scale` [N] -> [panels, words, 64, values a word].
 Tensor pack_weight(const Tensor weight, const std::optional<Tensor> scale,
                    const std::optional<Tensor> input_scale) {
-  check("weight", weight, weight, 2);
+  check_rank("weight", weight, "[N, K]");
   const ScalarType type = weight.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Char,
-                  "weight is ", torch::headeronly::toString(type),
-                  ", expected float32, bfloat16 or int8");
+                  "weight has dtype ", name_of(type),
+                  ", expected torch.float32, torch.bfloat16 or torch.int8");
   STD_TORCH_CHECK((type == ScalarType::Char) == scale.has_value(),
                   "weight_scale comes with an int8 weight, and with no other");
   const int64_t n = weight.size(0), k = weight.size(1);
@@ -123,19 +159,20 @@ Tensor pack_weight(const Tensor weight, const std::optional<Tensor> scale,
 // The output has the dtype of the bias.
 Linear linear_arguments(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& scale,
                         const std::optional<Tensor>& input_scale, const Tensor& bias) {
-  check("x", x, x, 2);
-  const int64_t n = bias.numel(), k = x.size(1);
-  check_row("bias", bias, bias, n);
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.is_cpu() && weight.is_contiguous(),
-                  "weight has ", weight.dim(), " dimensions, expected 4: pack it with pack_weight");
+  check_rank("x", x, "[T, K]");
+  check_rank("bias", bias, "[N]");
+  const int64_t n = bias.size(0), k = x.size(1);
+  STD_TORCH_CHECK(weight.dim() == 4, "weight has shape ", list(weight.sizes()),
+                  ", expected 4 dimensions: pack it with pack_weight");
+  check_dense("weight", weight);
   const Product product = product_of(weight);
-  STD_TORCH_CHECK(weight.size(0) == panels(n) && weight.size(1) == words(product, k),
-                  "weight has ", weight.size(0), " panels of ", weight.size(1),
-                  " words, expected ", panels(n), " of ", words(product, k), " for ", k,
-                  " inputs and ", n, " outputs");
+  const std::vector<int64_t> shape{panels(n), words(product, k), kPanel, values_per_word(product)};
+  STD_TORCH_CHECK(list(weight.sizes()) == list(shape), "weight has shape ", list(weight.sizes()),
+                  ", expected ", list(shape), ", packed from [", n, ", ", k, "]");
   if (product == Product::int8) {
     STD_TORCH_CHECK(scale.has_value(), "weight is int8, weight_scale is missing");
-    STD_TORCH_CHECK(k <= 66000, "x has ", k, " columns, int8 sums take at most 66000");
+    STD_TORCH_CHECK(k <= kMaxInt8Inputs, "x has ", k, " columns, an int8 product takes at most ",
+                    kMaxInt8Inputs);
     check_floats("weight_scale", scale, n);
     check_floats("input_scale", input_scale, k);
   }
@@ -180,12 +217,11 @@ Tensor linear_add_layer_norm(const Tensor x, const Tensor weight,
                              const Tensor residual, const Tensor norm_weight,
                              const Tensor norm_bias, double eps) {
   Linear p = linear_arguments(x, weight, weight_scale, input_scale, bias);
-  check("residual", residual, bias, 2);
-  STD_TORCH_CHECK(residual.size(0) == p.tokens && residual.size(1) == p.n, "residual is [",
-                  residual.size(0), ", ", residual.size(1), "], expected [", p.tokens, ", ", p.n, "]");
-  check_row("norm_weight", norm_weight, bias, p.n);
-  check_row("norm_bias", norm_bias, bias, p.n);
-  Tensor y = empty({p.tokens, p.n}, bias.scalar_type());
+  const ScalarType type = bias.scalar_type();
+  check("residual", residual, {p.tokens, p.n}, type);
+  check("norm_weight", norm_weight, {p.n}, type);
+  check("norm_bias", norm_bias, {p.n}, type);
+  Tensor y = empty({p.tokens, p.n}, type);
   p.y = y.mutable_data_ptr();
   p.residual = residual.const_data_ptr();
   p.norm_weight = norm_weight.const_data_ptr();
@@ -197,11 +233,12 @@ Tensor linear_add_layer_norm(const Tensor x, const Tensor weight,
 
 // B, after checking that the bounds rise from 0 to T: they are used as addresses.
 int64_t check_bounds(const Tensor& cu_seqlens, int64_t tokens, int64_t max_seqlen) {
-  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.numel() >= 1 && cu_seqlens.is_contiguous() &&
-                      cu_seqlens.is_cpu() && cu_seqlens.scalar_type() == ScalarType::Int,
-                  "cu_seqlens is not a contiguous [B + 1] int32 CPU tensor");
+  check_type("cu_seqlens", cu_seqlens, ScalarType::Int);
+  check_rank("cu_seqlens", cu_seqlens, "[B + 1]");
+  STD_TORCH_CHECK(cu_seqlens.size(0) >= 1,
+                  "cu_seqlens has shape [0], expected [B + 1] with a leading 0");
   const int32_t* bounds = static_cast<const int32_t*>(cu_seqlens.const_data_ptr());
-  const int64_t sequences = cu_seqlens.numel() - 1;
+  const int64_t sequences = cu_seqlens.size(0) - 1;
   STD_TORCH_CHECK(bounds[0] == 0 && bounds[sequences] == tokens, "cu_seqlens goes from ", bounds[0],
                   " to ", bounds[sequences], ", expected 0 to ", tokens);
   for (int64_t i = 0; i < sequences; ++i) {
@@ -215,8 +252,12 @@ int64_t check_bounds(const Tensor& cu_seqlens, int64_t tokens, int64_t max_seqle
 
 Tensor varlen_attention(const Tensor qkv, const Tensor cu_seqlens, int64_t max_seqlen,
                         double softmax_scale) {
-  check("qkv", qkv, qkv, 4);
-  STD_TORCH_CHECK(qkv.size(1) == 3, "qkv has ", qkv.size(1), " parts, expected 3");
+  check_rank("qkv", qkv, "[T, 3, H, D]");
+  check_shape("qkv", qkv, {qkv.size(0), 3, qkv.size(2), qkv.size(3)});
+  STD_TORCH_CHECK(max_seqlen >= 0, "max_seqlen is ", max_seqlen, ", expected at least 0");
+  // The largest score is found before it is scaled.
+  STD_TORCH_CHECK(softmax_scale >= 0 && std::isfinite(softmax_scale), "softmax_scale is ",
+                  softmax_scale, ", expected a finite number of at least 0");
   Attention p{};
   p.sequences = check_bounds(cu_seqlens, qkv.size(0), max_seqlen);
   p.heads = qkv.size(2);
@@ -232,8 +273,8 @@ Tensor varlen_attention(const Tensor qkv, const Tensor cu_seqlens, int64_t max_s
 }
 
 Tensor bias_gelu(const Tensor x, const std::optional<Tensor> bias) {
-  check("x", x, x, 2);
-  if (bias) check_row("bias", *bias, x, x.size(1));
+  check_rank("x", x, "[T, I]");
+  if (bias) check("bias", *bias, {x.size(1)}, x.scalar_type());
   Tensor y = empty({x.size(0), x.size(1)}, x.scalar_type());
   kernels().bias_gelu(x.const_data_ptr(), pointer(bias), y.mutable_data_ptr(), x.size(0), x.size(1),
                       activation("x", x), threads());
@@ -243,18 +284,14 @@ Tensor bias_gelu(const Tensor x, const std::optional<Tensor> bias) {
 Tensor add_layer_norm(const Tensor x, const std::optional<Tensor> residual,
                       const std::optional<Tensor> bias, const Tensor weight, const Tensor norm_bias,
                       double eps) {
-  check("x", x, x, 2);
+  check_rank("x", x, "[T, E]");
   const int64_t hidden = x.size(1);
-  if (residual) {
-    check("residual", *residual, x, 2);
-    STD_TORCH_CHECK(residual->size(0) == x.size(0) && residual->size(1) == hidden, "residual is [",
-                    residual->size(0), ", ", residual->size(1), "], expected [", x.size(0), ", ",
-                    hidden, "]");
-  }
-  if (bias) check_row("bias", *bias, x, hidden);
-  check_row("weight", weight, x, hidden);
-  check_row("norm_bias", norm_bias, x, hidden);
-  Tensor y = empty({x.size(0), hidden}, x.scalar_type());
+  const ScalarType type = x.scalar_type();
+  if (residual) check("residual", *residual, {x.size(0), hidden}, type);
+  if (bias) check("bias", *bias, {hidden}, type);
+  check("weight", weight, {hidden}, type);
+  check("norm_bias", norm_bias, {hidden}, type);
+  Tensor y = empty({x.size(0), hidden}, type);
   kernels().add_layer_norm({x.const_data_ptr(), pointer(residual), pointer(bias),
                             weight.const_data_ptr(), norm_bias.const_data_ptr(),
                             y.mutable_data_ptr(), x.size(0), hidden, float(eps),
@@ -266,11 +303,10 @@ Tensor add_layer_norm(const Tensor x, const std::optional<Tensor> residual,
 // The ids as int64, every one inside its table: they are used as addresses.
 const int64_t* rows_of(const char* name, const Tensor& ids, int64_t tokens, const Tensor& table,
                        std::vector<int64_t>* widened) {
-  STD_TORCH_CHECK(ids.dim() == 1 && ids.is_contiguous() && ids.is_cpu() && ids.numel() == tokens,
-                  name, " is not a contiguous CPU tensor of ", tokens, " ids");
   const ScalarType type = ids.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, name, " is ",
-                  torch::headeronly::toString(type), ", expected int32 or int64");
+  STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, name, " has dtype ",
+                  name_of(type), ", expected torch.int32 or torch.int64");
+  check(name, ids, {tokens}, type);
   const int64_t* rows;
   if (type == ScalarType::Long) {
     rows = static_cast<const int64_t*>(ids.const_data_ptr());
@@ -291,18 +327,19 @@ Tensor embedding_layer_norm(const Tensor input_ids, const Tensor position_ids,
                             const Tensor word_embeddings, const Tensor position_embeddings,
                             const std::optional<Tensor> token_type_embeddings, const Tensor weight,
                             const Tensor bias, double eps) {
-  check("word_embeddings", word_embeddings, word_embeddings, 2);
-  const int64_t tokens = input_ids.numel(), hidden = word_embeddings.size(1);
+  check_rank("word_embeddings", word_embeddings, "[vocabulary, E]");
+  check_rank("input_ids", input_ids, "[T]");
+  const int64_t tokens = input_ids.size(0), hidden = word_embeddings.size(1);
+  const ScalarType type = word_embeddings.scalar_type();
   const auto check_table = [&](const char* name, const Tensor& table) {
-    check(name, table, word_embeddings, 2);
-    STD_TORCH_CHECK(table.size(1) == hidden && table.size(0) > 0, name, " is [", table.size(0),
-                    ", ", table.size(1), "], expected [1 or more, ", hidden, "]");
+    check_rank(name, table, "[rows, E]");
+    check(name, table, {table.size(0), hidden}, type);
   };
   check_table("position_embeddings", position_embeddings);
-  check_row("weight", weight, word_embeddings, hidden);
-  check_row("bias", bias, word_embeddings, hidden);
+  check("weight", weight, {hidden}, type);
+  check("bias", bias, {hidden}, type);
   STD_TORCH_CHECK(!token_type_ids || token_type_embeddings,
-                  "token_type_ids came without token_type_embeddings");
+                  "token_type_ids came without token_type_embeddings, expected both or none");
   std::vector<int64_t> widened[3];
   Embedding p{};
   p.rows[0] = rows_of("input_ids", input_ids, tokens, word_embeddings, &widened[0]);
@@ -311,12 +348,14 @@ Tensor embedding_layer_norm(const Tensor input_ids, const Tensor position_ids,
   p.tables[1] = position_embeddings.const_data_ptr();
   if (token_type_embeddings) {
     check_table("token_type_embeddings", *token_type_embeddings);
+    STD_TORCH_CHECK(token_type_embeddings->size(0) > 0,
+                    "token_type_embeddings has no rows, expected 1 or more");
     p.tables[2] = token_type_embeddings->const_data_ptr();
     if (token_type_ids)
       p.rows[2] = rows_of("token_type_ids", *token_type_ids, tokens, *token_type_embeddings,
                           &widened[2]);
   }
-  Tensor y = empty({tokens, hidden}, word_embeddings.scalar_type());
+  Tensor y = empty({tokens, hidden}, type);
   p.weight = weight.const_data_ptr();
   p.bias = bias.const_data_ptr();
   p.y = y.mutable_data_ptr();
@@ -330,14 +369,14 @@ Tensor embedding_layer_norm(const Tensor input_ids, const Tensor position_ids,
 
 Tensor pool(const Tensor hidden_states, const Tensor cu_seqlens, const std::string mode,
             bool normalize) {
-  check("hidden_states", hidden_states, hidden_states, 2);
+  check_rank("hidden_states", hidden_states, "[T, E]");
   Pool p{};
   if (mode == "mean") p.mode = Pooling::mean;
   else if (mode == "max") p.mode = Pooling::max;
   else if (mode == "mean-max") p.mode = Pooling::mean_max;
   else if (mode == "cls") p.mode = Pooling::cls;
   else if (mode == "last") p.mode = Pooling::last;
-  else STD_TORCH_CHECK(false, "mode is '", mode, "', expected mean, max, mean-max, cls or last");
+  else STD_TORCH_CHECK(false, "mode is '", mode, "', expected one of cls, last, max, mean, mean-max");
   const int64_t tokens = hidden_states.size(0);
   p.sequences = check_bounds(cu_seqlens, tokens, tokens);
   p.hidden = hidden_states.size(1);
