@@ -11,6 +11,7 @@ I intermediate size.
 from __future__ import annotations
 
 import math
+from typing import Optional
 
 import bertron_kernels  # noqa: F401  registers torch.ops.bertron
 import torch
@@ -54,8 +55,14 @@ class BertLayer(nn.Module):
             self.register_buffer(f"{name}_scale", None)
             self.register_buffer(f"{name}_input_scale", None)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """[T, E] → [T, E]."""
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        kept_rows: Optional[Tensor],  # noqa: UP045  TorchScript's spelling
+    ) -> Tensor:
+        """[T, E] → [T, E], or [B, E] where ``kept_rows`` [B] are all that anybody reads."""
         qkv = torch.ops.bertron.linear(
             x, self.qkv_weight, self.qkv_scale, self.qkv_input_scale, self.qkv_bias
         )
@@ -63,6 +70,9 @@ class BertLayer(nn.Module):
         context = torch.ops.bertron.varlen_attention(
             qkv, cu_seqlens, max_seqlen, self.softmax_scale
         )  # [T, H, D]
+        if kept_rows is not None:  # every key and value counted; what follows is row by row
+            context = context.index_select(0, kept_rows)
+            x = x.index_select(0, kept_rows)
         x = torch.ops.bertron.linear_add_layer_norm(
             context.view(x.size(0), -1),  # [T, E]
             self.output_weight,
@@ -179,10 +189,25 @@ class Bert(nn.Module):
             self.embedding_norm_bias,
             self.eps,
         )  # [T, E]
-        for layer in self.layers:
-            x = layer(x, cu_seqlens, max_seqlen)
+        pooled_rows = self._pooled_rows(cu_seqlens, x.size(0))
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            x = layer(x, cu_seqlens, max_seqlen, pooled_rows if last else None)
+        if pooled_rows is not None and len(self.layers) > 0:  # x is [B, E]: a row a text
+            is_empty = torch.diff(cu_seqlens) == 0
+            x = x.masked_fill(is_empty[:, None], 0.0)
+            texts = torch.arange(cu_seqlens.size(0), device=x.device, dtype=torch.int32)
+            cu_seqlens = texts
         embedding: Tensor = torch.ops.bertron.pool(x, cu_seqlens, self.pooling_mode, self.normalize)
         return embedding
+
+    def _pooled_rows(self, cu_seqlens: Tensor, tokens: int) -> Optional[Tensor]:  # noqa: UP045  TorchScript's spelling
+        """[B]: the one row a text that pooling reads, where it is one: cls and last."""
+        if tokens == 0 or self.pooling_mode not in ("cls", "last"):
+            return None
+        if self.pooling_mode == "cls":
+            return cu_seqlens[:-1].clamp(max=tokens - 1).to(torch.int64)
+        return (cu_seqlens[1:] - 1).clamp(min=0).to(torch.int64)
 
     def _position_ids(self, input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T]: each token's row in the position table."""

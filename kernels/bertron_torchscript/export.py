@@ -121,7 +121,16 @@ def build(checkpoint: Checkpoint, num_layers: int) -> tuple[Bert, list[str]]:
 
 
 def narrow(model: Bert, dtype: torch.dtype) -> None:
-    """Give the products' weights ``dtype``; what surrounds them is narrowed where it is loaded."""
+    """Give the products' weights ``dtype``; what surrounds them is narrowed where it is loaded.
+
+    Raises:
+        ExportError: A parameter is beyond what ``dtype`` can hold.
+    """
+    limit = torch.finfo(dtype).max
+    for name, parameter in model.named_parameters():
+        largest = float(parameter.abs().max())
+        if largest > limit:
+            raise ExportError(f"{name} has the value {largest:g}, {dtype} holds at most {limit:g}")
     for layer in model.layers:
         for name in LINEARS:
             weight = getattr(layer, f"{name}_weight").to(dtype)

@@ -6,6 +6,8 @@ import json
 import time
 from typing import Any
 
+from bertron_kernels import implementation
+
 from bertron_backend import triton_io
 from bertron_backend.encoder import Encoder
 from bertron_backend.settings import EncoderSettings
@@ -21,12 +23,15 @@ class TritonPythonModel:
         device = triton_io.device_of(args)
         self._encoder = Encoder(triton_io.version_directory(args), device, settings)
         loaded = time.monotonic()
-        self._encoder.warm_up()
+        cost = self._encoder.warm_up()
+        triton_io.publish_cost(args["model_name"], cost)
         manifest = self._encoder.manifest
         triton_io.log_info(
-            f"{args['model_name']}: {manifest.name}, {manifest.dtype} on {device}, "
-            f"{settings.intra_op_threads} threads; loaded in {loaded - started:.1f} s, "
-            f"warmed up in {time.monotonic() - loaded:.1f} s"
+            f"{args['model_name']}: {manifest.name}, {manifest.dtype} on {device} by "
+            f"{implementation(device.partition(':')[0])}, {settings.intra_op_threads} threads; "
+            f"loaded in {loaded - started:.1f} s, warmed up in {time.monotonic() - loaded:.1f} s; "
+            f"a forward takes {cost.fixed_ms:.2f} ms + {1e3 * cost.token_ms:.2f} us a token "
+            f"+ {1e6 * cost.pair_ms:.2f} ns a pair of tokens in a text"
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from bertron_torchscript.manifest import Manifest, checked_file
 from bertron_torchscript.model_file import MODEL_FILE, load, no_profiling
 
+from bertron_backend.cost_model import CostModel
 from bertron_backend.errors import InferenceError, InvalidInputError, RequestError
 from bertron_backend.packing import (
     PackedBatch,
@@ -26,6 +28,7 @@ from bertron_backend.packing import (
 from bertron_backend.settings import EncoderSettings
 
 FloatArray = npt.NDArray[np.float32]
+WARMUP_RUNS = 3  # the first makes buffers and threads, the others are timed against each other
 # A part's activations, 256 x (384 x 4 + 1536 x 2) bytes for MiniLM, fill a core's second cache.
 TOKENS_PER_CPU_FORWARD = 256
 TOKENS_PER_GPU_FORWARD = 16384
@@ -67,19 +70,30 @@ class Encoder:
             else None
         )
 
-    def warm_up(self) -> None:
-        """Run the configured shapes once, so that no user pays for what a first call costs.
+    def warm_up(self) -> CostModel:
+        """Run the configured shapes, so that no user pays for what a first call costs.
+
+        Returns:
+            What a forward costs, from the quickest of WARMUP_RUNS runs of each shape.
 
         Raises:
             InferenceError: A forward fails or gives values that are not finite.
         """
         limit = self._vocabulary.max_tokens_per_text
-        for texts, tokens in self._settings.warmup_shapes:
-            ones = np.ones((texts, min(tokens, limit)), dtype=np.int32)
+        shapes = [(texts, min(tokens, limit)) for texts, tokens in self._settings.warmup_shapes]
+        times_ms = []
+        for shape in shapes:
+            ones = np.ones(shape, dtype=np.int32)
             request = TokenRequest(ones, ones, np.zeros_like(ones))
-            (answer,) = self.embed([request])
-            if isinstance(answer, RequestError):
-                raise answer
+            runs = []
+            for _ in range(WARMUP_RUNS):
+                started = time.perf_counter()
+                (answer,) = self.embed([request])
+                runs.append(1e3 * (time.perf_counter() - started))
+                if isinstance(answer, RequestError):
+                    raise answer
+            times_ms.append(min(runs))
+        return CostModel.fit(shapes, times_ms)
 
     def embed(self, requests: Sequence[TokenRequest]) -> list[FloatArray | RequestError]:
         """Embed all requests in one packed batch, or a few where it would be too large.

@@ -17,6 +17,7 @@ from bertron_backend.errors import ExpiredError, InferenceError, InvalidInputErr
 from bertron_backend.packing import TokenRequest
 
 if TYPE_CHECKING:  # the tokenizer's process loads no torch
+    from bertron_backend.cost_model import CostModel
     from bertron_backend.encoder import FloatArray
 
 # Each class of ours is one code of Triton server's; anything else is a defect of ours. By name: the
@@ -45,6 +46,26 @@ def device_of(args: dict[str, str]) -> str:
 def log_info(message: str) -> None:
     """Write to the server's log."""
     pb_utils.Logger.log_info(message)
+
+
+def publish_cost(model_name: str, cost: CostModel) -> None:
+    """Show the cost model among the server's metrics, as ``bertron_forward_cost_ms``."""
+    family = pb_utils.MetricFamily(
+        name="bertron_forward_cost_ms",
+        description="Milliseconds of a forward: fixed + token * tokens + pair * sum(tokens^2)",
+        kind=pb_utils.MetricFamily.GAUGE,
+    )
+    for part, value in (
+        ("fixed", cost.fixed_ms),
+        ("token", cost.token_ms),
+        ("pair", cost.pair_ms),
+    ):
+        metric = family.Metric(labels={"model": model_name, "part": part})
+        metric.set(value)
+        _metrics.append(metric)  # a metric is gone with its last reference
+
+
+_metrics: list[Any] = []
 
 
 def answer_each(

@@ -1,0 +1,75 @@
+"""Int8 weights: how near they are, and that the choice among them is a measured one."""
+
+import pytest
+import torch
+from bertron_torchscript.bert import LINEARS
+from bertron_torchscript.checkpoint import read_checkpoint
+from bertron_torchscript.export import build
+from bertron_torchscript.model_file import pack, set_dtypes
+from bertron_torchscript.quantization import quantize, quantize_rows, quantize_weight
+from tiny_checkpoints import make_checkpoint
+
+
+def test_a_weight_is_off_by_half_a_step_at_most():
+    weight = torch.randn(7, 30, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0  # a row of zeros has no scale of its own
+    scale_in = torch.rand(30, generator=torch.Generator().manual_seed(1)) + 0.5
+    for input_scale in (None, scale_in):
+        found = quantize_weight(weight, input_scale)
+        assert found.weight.dtype == torch.int8
+        wanted = weight if input_scale is None else weight / input_scale
+        error = (found.weight.float() * found.scale[:, None] - wanted).abs()
+        assert (error <= 0.5001 * found.scale[:, None]).all()
+
+
+def test_a_row_of_activations_is_off_by_a_step_at_most_and_zero_stays_zero():
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    x[:, ::3] = 0
+    x[1] = 0
+    x[2] = x[2].abs() + 1  # all on one side of zero
+    found = quantize_rows(x)
+    step = (x.amax(1).clamp(min=0) - x.amin(1).clamp(max=0)) / 255
+    assert ((found - x).abs() <= step[:, None] * 1.0001).all()
+    assert (found[:, ::3] == 0)[x[:, ::3] == 0].all()
+
+
+@pytest.fixture
+def texts():
+    lengths = [1, 30, 17, 64, 5] * 4
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(5, 300, (sum(lengths),), generator=generator, dtype=torch.int32)
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return ids, torch.zeros_like(ids), ends, max(lengths)
+
+
+def quantized(directory, texts, required):
+    checkpoint = read_checkpoint(str(directory))
+    exact, _ = build(checkpoint, 2)
+    model, _ = build(checkpoint, 2)
+    pack(exact)
+    said = []
+    quantize(model, texts, required, said.append)
+    weights = {
+        (i, n): getattr(layer, f"{n}_weight")
+        for i, layer in enumerate(model.layers)
+        for n in LINEARS
+    }
+    chosen = {key for key, weight in weights.items() if weight.dtype == torch.int8}
+    set_dtypes(model, torch.device("cpu"))
+    pack(model)
+    with torch.inference_mode():
+        pair = exact.forward_packed(*texts).double(), model.forward_packed(*texts).double()
+    return chosen, float(torch.nn.functional.cosine_similarity(*pair).min()), said
+
+
+def test_the_stricter_the_gate_the_fewer_products_are_int8(tmp_path, texts):
+    directory = make_checkpoint(tmp_path)
+    counts = []
+    for required in (0.9, 0.9995, 0.9999999):
+        chosen, cosine, said = quantized(directory, texts, required)
+        assert cosine >= min(required, 0.9999)  # bfloat16's own error is not int8's
+        assert said[-1].startswith(f"{len(chosen)} of 8 products")
+        counts.append(len(chosen))
+    assert counts[0] == 8
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < 8
