@@ -1,16 +1,18 @@
 """What the kernel tests share: the implementations under test, the gates, packed sequences."""
 
 import io
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import bertron_kernels  # noqa: F401  registers torch.ops.bertron
 import pytest
 import torch
+from bertron_kernels import implementation as chosen
+from bertron_kernels.native import CHOICES
 from bertron_kernels.ops import KERNELS
 from torch import Tensor
 
@@ -19,39 +21,66 @@ HAS_GPU = torch.cuda.is_available()
 # The norm of the error against float64, relative to the norm of the result.
 GATES = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
-# The interpreter multiplies the bit patterns of bf16 in tl.dot; the CPU has no fast fp16.
+# Every choice that this machine has: each includes those before it.
+ON_CPU = CHOICES[: CHOICES.index(chosen("cpu")) + 1]
+
+# The interpreter multiplies the bit patterns of bf16 in tl.dot; the CPU library takes no fp16.
 COMBINATIONS = [
     ("kernel", torch.float32),
     ("kernel", torch.float16),
     *([("kernel", torch.bfloat16)] if HAS_GPU else []),
-    ("cpu", torch.float32),
-    ("cpu", torch.bfloat16),
+    *((name, dtype) for name in ON_CPU for dtype in (torch.float32, torch.bfloat16)),
 ]
 
 
-class InterpreterWorker:
-    """The other end of ``interpreter_worker.py``."""
+NO_LIBRARY = pytest.mark.skip("the CPU library is not built: python -m bertron_kernels.build")
 
-    def __init__(self) -> None:
+
+class OpWorker:
+    """The other end of ``op_worker.py``.
+
+    Args:
+        choice: What runs the ops.
+        environment: Added to this process's own.
+        num_threads: Of PyTorch, unless a call says otherwise.
+    """
+
+    def __init__(
+        self, choice: str, environment: Mapping[str, str] | None = None, num_threads: int = 2
+    ) -> None:
+        self.choice = choice
+        self._num_threads = num_threads
+        chosen_by = "TRITON_INTERPRET" if choice == "interpreter" else "BERTRON_CPU_KERNELS"
+        value = "1" if choice == "interpreter" else choice
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("interpreter_worker.py")],
+            [sys.executable, Path(__file__).with_name("op_worker.py"), choice],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, chosen_by: value, **(environment or {})},
         )
 
-    def run(self, op: str, *arguments: Any) -> Tensor:
+    def run(
+        self, op: str, *arguments: Any, num_threads: int | None = None, callers: int = 0
+    ) -> Tensor:
+        """An op's result, or with ``callers`` [callers, ...] of threads that call it at once."""
+        message = {
+            "op": op,
+            "arguments": arguments,
+            "num_threads": num_threads or self._num_threads,
+            "callers": callers,
+        }
         buffer = io.BytesIO()
-        torch.save({"op": op, "arguments": arguments}, buffer)
+        torch.save(message, buffer)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(len(buffer.getvalue()).to_bytes(8) + buffer.getvalue())
         self._process.stdin.flush()
         header = self._process.stdout.read(8)
         if not header:
-            pytest.fail(f"the interpreter's process ended with {self._process.wait()}")
+            pytest.fail(f"the process of {self.choice} ended with {self._process.wait()}")
         reply = torch.load(io.BytesIO(self._process.stdout.read(int.from_bytes(header))))
         if "error" in reply:
-            raise ValueError(reply["error"])
+            raise {"ValueError": ValueError}.get(reply["error"], RuntimeError)(reply["message"])
         return reply["out"]
 
     def close(self) -> None:
@@ -67,24 +96,54 @@ def run_on_gpu(op: str, *arguments: Any) -> Tensor:
         torch.use_deterministic_algorithms(False)
 
 
-def run_on_cpu(op: str, *arguments: Any) -> Tensor:
-    torch.use_deterministic_algorithms(True)
-    try:
-        with torch.inference_mode():
-            return getattr(torch.ops.bertron, op)(*arguments)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 @pytest.fixture(scope="session")
 def run_kernel() -> Iterator[Callable[..., Tensor]]:
     """A launcher by name: on the GPU, or under the interpreter where there is none."""
     if HAS_GPU:
         yield run_on_gpu
         return
-    worker = InterpreterWorker()
+    worker = OpWorker("interpreter")
     yield worker.run
     worker.close()
+
+
+@pytest.fixture(scope="session")
+def on_cpu() -> Iterator[Callable[[str], OpWorker]]:
+    """The process that runs the ops on one of the CPU's choices, by name."""
+    workers: dict[str, OpWorker] = {}
+
+    def started(choice: str) -> OpWorker:
+        if choice not in workers:
+            workers[choice] = OpWorker(choice)
+        return workers[choice]
+
+    yield started
+    for worker in workers.values():
+        worker.close()
+
+
+@pytest.fixture(params=ON_CPU)
+def cpu(request: pytest.FixtureRequest, on_cpu: Callable[[str], OpWorker]) -> OpWorker:
+    """Each of the CPU's choices."""
+    return on_cpu(request.param)
+
+
+@pytest.fixture(params=[c for c in ON_CPU if c != "eager"] or [pytest.param("", marks=NO_LIBRARY)])
+def library(request: pytest.FixtureRequest, on_cpu: Callable[[str], OpWorker]) -> OpWorker:
+    """Each of the CPU library's instruction sets."""
+    return on_cpu(request.param)
+
+
+@pytest.fixture(scope="session")
+def start_worker() -> type[OpWorker]:
+    """For a worker with an environment of its own; its caller closes it."""
+    return OpWorker
+
+
+@pytest.fixture
+def refused() -> Callable[[str], Any]:
+    """``pytest.raises``: the launchers and eager raise ValueError, the library RuntimeError."""
+    return lambda match: pytest.raises((ValueError, RuntimeError), match=match)
 
 
 class Implementation:
@@ -121,14 +180,19 @@ class Implementation:
 )
 def implementation(request: pytest.FixtureRequest) -> Implementation:
     name, dtype = request.param
-    run = run_on_cpu if name == "cpu" else request.getfixturevalue("run_kernel")
-    return Implementation(name, run, dtype)
+    return Implementation(name, runner(request, name), dtype)
 
 
-@pytest.fixture(params=["kernel", "cpu"])
+@pytest.fixture(params=["kernel", *ON_CPU])
 def run(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
     """Any implementation, where the dtype does not matter."""
-    return run_on_cpu if request.param == "cpu" else request.getfixturevalue("run_kernel")
+    return runner(request, request.param)
+
+
+def runner(request: pytest.FixtureRequest, name: str) -> Callable[..., Tensor]:
+    if name == "kernel":
+        return request.getfixturevalue("run_kernel")
+    return request.getfixturevalue("on_cpu")(name).run
 
 
 @pytest.fixture

@@ -57,12 +57,12 @@ def test_token_types_not_given_are_all_zero(run, randn):
 
 
 @pytest.mark.parametrize("wrong_id", [-1, 1000, 2**31 - 1])
-def test_the_cpu_names_an_id_outside_its_table(randn, wrong_id):
+def test_the_cpu_names_an_id_outside_its_table(cpu, randn, wrong_id, refused):
     tables = draw_tables(randn, 64, torch.float32)
     ids = draw_ids(7, torch.int32)
     ids[0][3] = wrong_id
-    with pytest.raises(ValueError, match=f"input_ids has id {wrong_id}, expected 0 to 999"):
-        torch.ops.bertron.embedding_layer_norm(*ids, *tables, EPS)
+    with refused(f"input_ids has id {wrong_id}, expected 0 to 999"):
+        cpu.run("embedding_layer_norm", *ids, *tables, EPS)
 
 
 @pytest.mark.parametrize("wrong_id", [-1, 1000, 2**31 - 1])
@@ -81,16 +81,16 @@ def test_no_tokens_give_no_tokens(run, randn):
     assert out.shape == (0, 64)
 
 
-def test_wrong_arguments_are_named(run, randn):
+def test_wrong_arguments_are_named(run, randn, refused):
     words, *others = draw_tables(randn, 64, torch.float32)
     ids = draw_ids(7, torch.int32)
-    with pytest.raises(ValueError, match=r"position_ids has shape \[6\], expected \[7\]"):
+    with refused(r"position_ids has shape \[6\], expected \[7\]"):
         run("embedding_layer_norm", ids[0], ids[1][:6], ids[2], words, *others, EPS)
-    with pytest.raises(ValueError, match=r"input_ids has dtype torch.float32, expected torch.int3"):
+    with refused(r"input_ids has dtype torch.float32, expected torch.int3"):
         run("embedding_layer_norm", ids[0].float(), *ids[1:], words, *others, EPS)
-    with pytest.raises(ValueError, match=r"position_embeddings has shape \[512, 64\].*\[512, 63\]"):
+    with refused(r"position_embeddings has shape \[512, 64\].*\[512, 63\]"):
         run("embedding_layer_norm", *ids, words[:, :63].contiguous(), *others, EPS)
-    with pytest.raises(ValueError, match="token_type_ids came without token_type_embeddings"):
+    with refused("token_type_ids came without token_type_embeddings"):
         run("embedding_layer_norm", *ids, words, others[0], None, *others[2:], EPS)
-    with pytest.raises(ValueError, match=r"token_type_ids has strides \[0\].*contiguous"):
+    with refused(r"token_type_ids has strides \[0\].*contiguous"):
         run("embedding_layer_norm", *ids[:2], ids[2][:1].expand(7), words, *others, EPS)

@@ -34,10 +34,10 @@ def test_no_tokens_give_no_tokens(run):
     assert run("bias_gelu", torch.empty(0, 64), torch.ones(64)).shape == (0, 64)
 
 
-def test_wrong_arguments_are_named(run):
-    with pytest.raises(ValueError, match=r"bias has shape \[63\], expected \[64\]"):
+def test_wrong_arguments_are_named(run, refused):
+    with refused(r"bias has shape \[63\], expected \[64\]"):
         run("bias_gelu", torch.zeros(4, 64), torch.zeros(63))
-    with pytest.raises(ValueError, match=r"x has shape \[4\], expected \[T, I\]"):
+    with refused(r"x has shape \[4\], expected \[T, I\]"):
         run("bias_gelu", torch.zeros(4), None)
-    with pytest.raises(ValueError, match=r"x has strides \[1, 4\].*contiguous"):
+    with refused(r"x has strides \[1, 4\].*contiguous"):
         run("bias_gelu", torch.zeros(64, 4).T, None)

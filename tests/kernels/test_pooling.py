@@ -58,7 +58,7 @@ def test_the_maximum_of_negative_numbers_is_negative(run, packed, mode):
 
 
 def test_means_are_not_rounded_to_the_input(run, packed):
-    hidden_states = torch.tensor([[1.0], [1.0], [1.0078125]], dtype=torch.float16)
+    hidden_states = torch.tensor([[1.0], [1.0], [1.0078125]], dtype=torch.bfloat16)
     out = run("pool", hidden_states.expand(3, 16).contiguous(), packed([3]), "mean", False)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, torch.full((1, 16), 1 + 0.0078125 / 3))
@@ -71,12 +71,12 @@ def test_no_tokens_give_zeros(run, packed, lengths, mode):
     assert torch.equal(out, torch.zeros(len(lengths), 128 if mode == "mean-max" else 64))
 
 
-def test_wrong_arguments_are_named(run, packed):
-    with pytest.raises(ValueError, match="mode is 'sum', expected one of cls, last, max, mean"):
+def test_wrong_arguments_are_named(run, packed, refused):
+    with refused("mode is 'sum', expected one of cls, last, max, mean"):
         run("pool", torch.zeros(4, 64), packed([4]), "sum", True)
-    with pytest.raises(ValueError, match=r"hidden_states has shape \[4\], expected \[T, E\]"):
+    with refused(r"hidden_states has shape \[4\], expected \[T, E\]"):
         run("pool", torch.zeros(4), packed([4]), "mean", True)
-    with pytest.raises(ValueError, match=r"cu_seqlens has shape \[0\], expected \[B \+ 1\]"):
+    with refused(r"cu_seqlens has shape \[0\], expected \[B \+ 1\]"):
         run("pool", torch.zeros(4, 64), torch.empty(0, dtype=torch.int32), "mean", True)
-    with pytest.raises(ValueError, match=r"hidden_states has strides \[1, 4\].*contiguous"):
+    with refused(r"hidden_states has strides \[1, 4\].*contiguous"):
         run("pool", torch.zeros(64, 4).T, packed([4]), "mean", True)
