@@ -118,7 +118,7 @@ def main() -> None:
             ceiling = roof(dtype, args.seconds)
             rates = {}
             for axis, count, tokens in points():
-                (batch,) = loads[count, tokens].batches
+                batch = loads[count, tokens].batches[0]
                 rates[axis, count, tokens] = rate = best_rate(batch, encoder, args.seconds)
                 lines.append([dtype, threads, axis, count, tokens, f"{rate:.0f}"])
             ceiling = max(ceiling, roof(dtype, args.seconds))  # again: it must not be a noisy one

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 BATCH = 32
 SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))  # texts x tokens of the uniform workloads
+UNIFORM_TOKENS = 1024  # at least, in a uniform workload: small batches are repeated
 MAX_TOKENS = 256  # all-MiniLM-L6-v2's own limit
 _SHARED_TEXTS = ROOT.parent / "shared" / "data" / "texts.jsonl"
 _OWN_TEXTS = ROOT / "server" / "bertron_server" / "demo_texts.txt"
@@ -87,13 +88,16 @@ def tokenize(tokenizer_file: Path, texts: list[str]) -> list[list[int]]:
 
 
 def uniform(token_ids: list[list[int]], texts: int, tokens: int) -> Workload:
-    """One batch of ``texts`` x ``tokens``: a stream of real tokens between [CLS] and [SEP]."""
+    """Batches of ``texts`` x ``tokens``: a stream of real tokens between [CLS] and [SEP]."""
+    count = max(1, UNIFORM_TOKENS // (texts * tokens))
     first, last = token_ids[0][0], token_ids[0][-1]
     stream = np.array([token for ids in token_ids for token in ids[1:-1]])
-    body = np.resize(stream, texts * (tokens - 2)).reshape(texts, tokens - 2)
+    body = np.resize(stream, count * texts * (tokens - 2)).reshape(count * texts, tokens - 2)
     ids = np.pad(body, ((0, 0), (1, 1)))
     ids[:, 0], ids[:, -1] = first, last
-    return Workload(f"uniform {texts} x {tokens}", (Batch(ids, np.ones_like(ids)),))
+    parts = np.split(ids, count)
+    name = f"uniform {texts} x {tokens}"
+    return Workload(name, tuple(Batch(part, np.ones_like(part)) for part in parts))
 
 
 def real(token_ids: list[list[int]], texts: list[str], *, by_length: bool) -> Workload:
