@@ -57,6 +57,7 @@ lint: $(INSTALLED) ## ruff (format and rules) and mypy --strict
 	$(BIN)/mypy
 
 bench: $(MODEL) $(NATIVE) ## tables: in process, served, peers; each row behind its correctness check
+	$(BIN)/python benchmarks/bench_cpu.py
 	$(BIN)/python benchmarks/bench_serving.py
 
 loadtest: $(MODEL) $(NATIVE) ## a minute of Locust against a server of its own
