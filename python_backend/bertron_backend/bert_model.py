@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
-from bertron_kernels import implementation
-
 from bertron_backend import triton_io
-from bertron_backend.encoder import Encoder
 from bertron_backend.settings import EncoderSettings
 
 
@@ -18,6 +16,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model that the export put beside this file, and warm it up."""
+        # Threads that wait for each other must sleep, not spin: spinning takes the cores from the
+        # server, the tokenizer and the thread that is waited for, and a text that takes 10 ms then
+        # takes 250 or 500. OpenMP reads this when torch is loaded, so torch is imported after it.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from bertron_kernels import implementation
+
+        from bertron_backend.encoder import Encoder
+
         started = time.monotonic()
         settings = EncoderSettings.from_model_config(json.loads(args["model_config"]))
         device = triton_io.device_of(args)
