@@ -66,12 +66,17 @@ def concurrent(url: str, clients: int, texts_per_call: int, texts: list[str]) ->
     return rows
 
 
+# Before each one-text call: the threads of the one before it, in this very process, spin a while.
+PAUSE_S = 0.02
+
+
 def latency(calls: dict[str, Embed], texts: list[str], repeats: int) -> dict[str, list[float]]:
     """Milliseconds of one-text calls, in turns; the same text for all."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats):
         text = texts[turn % len(texts)]
         for name, call in calls.items():
+            time.sleep(PAUSE_S)
             times[name].append(1e3 * measuring.seconds(lambda call=call, text=text: call([text])))
     return times
 
