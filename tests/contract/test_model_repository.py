@@ -88,6 +88,11 @@ def test_the_tokenizer_never_joins_requests(configs):
     assert not configs["tokenizer"].HasField("dynamic_batching")
 
 
+def test_the_tokenizers_first_text_is_not_a_users(configs):
+    (warmup,) = configs["tokenizer"].model_warmup
+    assert set(warmup.inputs) == {"TEXT"}
+
+
 def test_no_kind_asks_for_a_gpu(configs):
     kinds = {group.kind for name in NAMES for group in configs[name].instance_group}
     assert model_config_pb2.ModelInstanceGroup.KIND_GPU not in kinds
