@@ -196,8 +196,7 @@ class Bert(nn.Module):
         if pooled_rows is not None and len(self.layers) > 0:  # x is [B, E]: a row a text
             is_empty = torch.diff(cu_seqlens) == 0
             x = x.masked_fill(is_empty[:, None], 0.0)
-            texts = torch.arange(cu_seqlens.size(0), device=x.device, dtype=torch.int32)
-            cu_seqlens = texts
+            cu_seqlens = torch.arange(cu_seqlens.size(0), device=x.device, dtype=torch.int32)
         embedding: Tensor = torch.ops.bertron.pool(x, cu_seqlens, self.pooling_mode, self.normalize)
         return embedding
 

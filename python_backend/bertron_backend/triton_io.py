@@ -123,9 +123,8 @@ def read_texts(request: Any) -> TextRequest:
 def token_response(request: Any, batch: TokenBatch, max_wait_us: int) -> Any:
     """The tokenizer's response, with the time until which the encoder's answer is wanted."""
     wait_us = min(request.timeout() or max_wait_us, max_wait_us)
-    deadline_us = (
-        time.monotonic_ns() // 1000 + wait_us
-    )  # one clock for all of a machine's processes
+    # The monotonic clock is one for all processes of a machine.
+    deadline_us = time.monotonic_ns() // 1000 + wait_us
     return _response(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
