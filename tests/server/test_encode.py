@@ -201,7 +201,7 @@ def test_changed_options_are_refused(interrupted, capsys):
 
 
 def test_another_model_is_refused(interrupted, server, capsys, monkeypatch):
-    monkeypatch.setattr("fake_triton_server.vector_of", lambda *_: np.full(16, 0.25, np.float32))
+    monkeypatch.setattr("fake_triton_model.vector_of", lambda *_: np.full(16, 0.25, np.float32))
     assert run(*interrupted) == 1
     assert "answers line 1 with another embedding" in failure(capsys)
 
