@@ -1,7 +1,6 @@
 """The fake server speaks what Triton's own clients expect, so that tests of ours mean something."""
 
 import importlib
-from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
