@@ -244,12 +244,7 @@ def _install(staging: Path, repository: Path, name: str | None, manifest: Manife
     placed = {"tokenizer": TOKENIZER_FILE, "bert": MODEL_FILE}
     for step in placed:
         (repository / names[step] / "1" / "manifest.json").unlink(missing_ok=True)
-    write_configs(
-        repository,
-        name=name,
-        embedding_size=manifest.embedding_size,
-        max_tokens_per_text=manifest.limits.max_tokens_per_text,
-    )
+    write_configs(repository, name=name, manifest=manifest)
     for step, file_name in placed.items():
         os.replace(staging / file_name, repository / names[step] / "1" / file_name)  # noqa: PTH105
     for step in placed:

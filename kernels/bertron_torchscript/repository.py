@@ -1,8 +1,8 @@
 """The model repository's configuration files, written for one export.
 
-The files under ``model_repository/`` are the templates: they describe the default model, and three
-things in them depend on the model: names, the embedding's size and the longest text. Everything
-else, comments included, is copied as it stands.
+The files under ``model_repository/`` are the templates: they describe the default model. What
+depends on the model are names, the embedding's size and the parameters that the manifest knows.
+Everything else, comments included, is copied as it stands.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import importlib.resources
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+from bertron_torchscript.manifest import Manifest
 
 STEPS = ("tokenizer", "bert", "text_embedding")
 _SHIMS = ("tokenizer/1/model.py", "bert/1/model.py")
@@ -29,10 +32,20 @@ def model_names(name: str | None) -> dict[str, str]:
     return {"tokenizer": f"{name}_tokenizer", "bert": f"{name}_bert", "text_embedding": name}
 
 
+def manifest_parameters(manifest: Manifest) -> dict[str, str]:
+    """The parameters that the configurations take from the manifest, as they are written there."""
+    return {
+        "max_tokens_per_text": str(manifest.limits.max_tokens_per_text),
+        "dtype": manifest.dtype,
+        "pooling": manifest.pooling,
+        "normalize": "true" if manifest.normalize else "false",
+    }
+
+
 def render_config(
-    template: str, *, names: dict[str, str], embedding_size: int, max_tokens_per_text: int
+    template: str, *, names: dict[str, str], embedding_size: int, parameters: Mapping[str, str]
 ) -> str:
-    """Fill one ``config.pbtxt`` template."""
+    """Fill one ``config.pbtxt`` template: of ``parameters`` those that it has."""
     for step, name in names.items():
         template = re.sub(
             rf'^(\s*(?:model_)?name: )"{step}"', rf'\g<1>"{name}"', template, flags=re.M
@@ -42,16 +55,14 @@ def render_config(
         rf"\g<1>{embedding_size}",
         template,
     )
-    return re.sub(
-        r'(key: "max_tokens_per_text" value \{ string_value: ")\d+',
-        rf"\g<1>{max_tokens_per_text}",
-        template,
-    )
+    for key, value in parameters.items():
+        template = re.sub(
+            rf'(key: "{key}" value \{{ string_value: ")[^"]*', rf"\g<1>{value}", template
+        )
+    return template
 
 
-def write_configs(
-    repository: Path, *, name: str | None, embedding_size: int, max_tokens_per_text: int
-) -> None:
+def write_configs(repository: Path, *, name: str | None, manifest: Manifest) -> None:
     """Write the three configurations and the two shims into ``repository``."""
     templates = template_directory()
     names = model_names(name)
@@ -61,8 +72,8 @@ def write_configs(
         rendered = render_config(
             (templates / step / "config.pbtxt").read_text(encoding="utf-8"),
             names=names,
-            embedding_size=embedding_size,
-            max_tokens_per_text=max_tokens_per_text,
+            embedding_size=manifest.embedding_size,
+            parameters=manifest_parameters(manifest),
         )
         target = repository / model / "config.pbtxt"
         # An unchanged file keeps its time, so that nothing rebuilds or reloads for nothing.

@@ -41,7 +41,8 @@ def test_every_architecture_passes_its_own_verification(architecture, dtype, tmp
 
 
 def test_the_repository_is_complete_and_configured_for_the_model(source, tmp_path):
-    export(str(source), tmp_path / "models", max_tokens=33)
+    options = {"max_tokens": 33, "dtype": "bfloat16", "pooling": "cls", "normalize": False}
+    export(str(source), tmp_path / "models", **options)
     models = tmp_path / "models"
     assert files_under(models) == {
         "tokenizer/config.pbtxt",
@@ -58,6 +59,9 @@ def test_the_repository_is_complete_and_configured_for_the_model(source, tmp_pat
     config = (models / "text_embedding" / "config.pbtxt").read_text()
     assert "TYPE_FP32 dims: [ 48 ]" in config
     assert 'key: "max_tokens_per_text" value { string_value: "33" }' in config
+    assert 'key: "dtype" value { string_value: "bfloat16" }' in config
+    assert 'key: "pooling" value { string_value: "cls" }' in config
+    assert 'key: "normalize" value { string_value: "false" }' in config
 
 
 def test_a_named_model_stands_beside_the_default_one(source, tmp_path):

@@ -3,13 +3,21 @@
 import pytest
 from bertron_torchscript.repository import STEPS, model_names, render_config, template_directory
 
+DEFAULT = {
+    "max_tokens_per_text": "256",
+    "dtype": "float32",
+    "pooling": "mean",
+    "normalize": "true",
+}
+OTHER = {"max_tokens_per_text": "512", "dtype": "int8", "pooling": "cls", "normalize": "false"}
+
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_default_model_is_rendered_as_it_stands(step):
     """So that exporting the demo's model changes no file that git knows."""
     template = (template_directory() / step / "config.pbtxt").read_text()
     rendered = render_config(
-        template, names=model_names(None), embedding_size=384, max_tokens_per_text=256
+        template, names=model_names(None), embedding_size=384, parameters=DEFAULT
     )
     assert rendered == template
 
@@ -18,9 +26,19 @@ def test_the_default_model_is_rendered_as_it_stands(step):
 def test_a_named_model_takes_nothing_from_the_default_one(step):
     template = (template_directory() / step / "config.pbtxt").read_text()
     rendered = render_config(
-        template, names=model_names("news"), embedding_size=768, max_tokens_per_text=512
+        template, names=model_names("news"), embedding_size=768, parameters=OTHER
     )
     for name in STEPS:
         assert f'name: "{name}"' not in rendered
     assert "[ 384 ]" not in rendered
-    assert '"256"' not in rendered
+    for value in DEFAULT.values():
+        assert f'"{value}"' not in rendered
+
+
+def test_the_ensemble_publishes_what_the_model_is():
+    template = (template_directory() / "text_embedding" / "config.pbtxt").read_text()
+    rendered = render_config(
+        template, names=model_names("news"), embedding_size=768, parameters=OTHER
+    )
+    for key, value in OTHER.items():
+        assert f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' in rendered
