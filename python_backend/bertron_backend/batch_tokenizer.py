@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from bertron_backend.errors import InvalidInputError
+from bertron_backend.pretokenized import TokenLookup
 
 TRUNCATE_MODES = ("right", "left", "error")
 
@@ -26,11 +27,15 @@ class TextRequest:
         texts: B texts.
         pairs: The second half of each sentence pair, B texts, or None.
         truncate: What happens to a text that is too long: one of TRUNCATE_MODES.
+        is_pretokenized: Each text is a JSON array of tokens of the vocabulary.
+        wants_tokens: The token strings and their places are asked for; they cost time.
     """
 
     texts: Sequence[str]
     pairs: Sequence[str] | None = None
     truncate: str = "right"
+    is_pretokenized: bool = False
+    wants_tokens: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,11 @@ class TokenBatch:
         token_type_ids: [B, S] int32, 1 in the second half of a pair where the tokenizer says so.
         token_count: [B, 1] int32, tokens of each text, special ones included, after truncation.
         truncated: [B, 1] bool.
+        tokens: [B, S] object, the vocabulary's string of each token in UTF-8, b"" where it is
+            padding; None when nobody asked.
+        offsets: [B, S, 2] int32, the characters of its own text where the token starts and ends; in
+            a text that came as tokens, 0 and the token's length. 0, 0 for the special tokens that
+            the tokenizer adds and for padding. None when nobody asked.
     """
 
     input_ids: IntArray
@@ -50,6 +60,8 @@ class TokenBatch:
     token_type_ids: IntArray
     token_count: IntArray
     truncated: npt.NDArray[np.bool_]
+    tokens: npt.NDArray[np.object_] | None = None
+    offsets: IntArray | None = None
 
 
 class BatchTokenizer:
@@ -67,6 +79,7 @@ class BatchTokenizer:
         self._tokenizer = Tokenizer.from_file(str(path))
         # tokenizer.json often carries the padding and truncation of somebody's training run.
         self._tokenizer.no_padding()
+        self._lookup = TokenLookup(self._tokenizer)
         self._max_tokens = max_tokens_per_text
         self._max_characters = max_characters_per_text
 
@@ -76,61 +89,76 @@ class BatchTokenizer:
         Returns:
             One entry a request, in order.
         """
-        answers: list[TokenBatch | InvalidInputError | None] = [
-            self._refusal(request) for request in requests
-        ]
-        for mode in TRUNCATE_MODES:
-            chosen = [
-                index
-                for index, request in enumerate(requests)
-                if answers[index] is None and request.truncate == mode
-            ]
-            if not chosen:
-                continue
-            encodings = iter(self._encode(mode, [requests[index] for index in chosen]))
+        answers: list[TokenBatch | InvalidInputError | None] = []
+        inputs: list[list[Any]] = []
+        together: dict[tuple[str, bool, bool], list[int]] = {}
+        for index, request in enumerate(requests):
+            try:
+                inputs.append(self._inputs(request))
+            except InvalidInputError as error:
+                inputs.append([])
+                answers.append(error)
+            else:
+                answers.append(None)
+                way = (request.truncate, request.is_pretokenized, request.wants_tokens)
+                together.setdefault(way, []).append(index)
+        for (mode, is_pretokenized, wants_tokens), chosen in together.items():
+            encode = self._encoder(mode, is_pretokenized, wants_tokens)
+            encodings = iter(encode([text for index in chosen for text in inputs[index]]))
             for index in chosen:
-                own = [next(encodings) for _ in requests[index].texts]
-                answers[index] = self._batch(mode, own)
+                own = [next(encodings) for _ in inputs[index]]
+                answers[index] = self._batch(own, mode, wants_tokens)
         return cast("list[TokenBatch | InvalidInputError]", answers)
 
-    def _refusal(self, request: TextRequest) -> InvalidInputError | None:
-        """What is wrong with the request before a single text is tokenised."""
+    def _inputs(self, request: TextRequest) -> list[Any]:
+        """What an encoder takes: each text, or each text and its pair."""
+        self._check(request)
+        texts = self._read("text", request.texts, request.is_pretokenized)
+        if request.pairs is None:
+            return texts
+        pairs = self._read("text pair", request.pairs, request.is_pretokenized)
+        return list(zip(texts, pairs, strict=True))
+
+    def _check(self, request: TextRequest) -> None:
         if request.truncate not in TRUNCATE_MODES:
-            return InvalidInputError(
+            raise InvalidInputError(
                 f"truncate is {request.truncate!r}, not one of {', '.join(TRUNCATE_MODES)}"
             )
         if not request.texts:
-            return InvalidInputError("the request has 0 texts, at least 1 is needed")
+            raise InvalidInputError("the request has 0 texts, at least 1 is needed")
         if request.pairs is not None and len(request.pairs) != len(request.texts):
-            return InvalidInputError(
+            raise InvalidInputError(
                 f"TEXT_PAIR has {len(request.pairs)} texts, TEXT has {len(request.texts)}; "
                 "each text needs its own pair"
             )
-        for what, texts in (("text", request.texts), ("text pair", request.pairs or ())):
-            for index, text in enumerate(texts):
-                if len(text) > self._max_characters:
-                    return InvalidInputError(
-                        f"{what} {index} has {len(text)} characters, the server takes at most "
-                        f"{self._max_characters}; split it into passages"
-                    )
-        return None
 
-    def _encode(self, mode: str, requests: Sequence[TextRequest]) -> list[Any]:
+    def _read(self, what: str, texts: Sequence[str], is_pretokenized: bool) -> list[Any]:
+        for index, text in enumerate(texts):
+            if len(text) > self._max_characters:
+                raise InvalidInputError(
+                    f"{what} {index} has {len(text)} characters, the server takes at most "
+                    f"{self._max_characters}; split it into passages"
+                )
+        if is_pretokenized:
+            return [self._lookup.read(f"{what} {index}", text) for index, text in enumerate(texts)]
+        return list(texts)
+
+    def _encoder(
+        self, mode: str, is_pretokenized: bool, wants_tokens: bool
+    ) -> Callable[[list[Any]], Sequence[Any]]:
+        tokenizer = self._lookup.frame if is_pretokenized else self._tokenizer
         if mode == "error":
-            self._tokenizer.no_truncation()
+            tokenizer.no_truncation()
         else:
-            self._tokenizer.enable_truncation(
-                self._max_tokens, strategy="longest_first", direction=mode
-            )
-        inputs: list[str | tuple[str, str]] = []
-        for request in requests:
-            if request.pairs is None:
-                inputs.extend(request.texts)
-            else:
-                inputs.extend(zip(request.texts, request.pairs, strict=True))
-        return list(self._tokenizer.encode_batch_fast(inputs))
+            tokenizer.enable_truncation(self._max_tokens, strategy="longest_first", direction=mode)
+        if is_pretokenized:
+            return self._lookup.encode
+        # The fast one leaves out the token strings and the offsets.
+        return tokenizer.encode_batch if wants_tokens else tokenizer.encode_batch_fast
 
-    def _batch(self, mode: str, encodings: Sequence[Any]) -> TokenBatch | InvalidInputError:
+    def _batch(
+        self, encodings: Sequence[Any], mode: str, wants_tokens: bool
+    ) -> TokenBatch | InvalidInputError:
         counts = np.array([len(encoding) for encoding in encodings], dtype=np.int32)
         longest = int(counts.max())
         if mode == "error" and longest > self._max_tokens:
@@ -145,10 +173,21 @@ class BatchTokenizer:
         for row, encoding in enumerate(encodings):
             input_ids[row, : counts[row]] = encoding.ids
             token_type_ids[row, : counts[row]] = encoding.type_ids
-        return TokenBatch(
+        batch = TokenBatch(
             input_ids=input_ids,
             attention_mask=(np.arange(longest) < counts[:, None]).astype(np.int32),
             token_type_ids=token_type_ids,
             token_count=counts[:, None],
             truncated=np.array([[bool(encoding.overflowing)] for encoding in encodings]),
         )
+        return _with_tokens(batch, encodings) if wants_tokens else batch
+
+
+def _with_tokens(batch: TokenBatch, encodings: Sequence[Any]) -> TokenBatch:
+    tokens = np.full(batch.input_ids.shape, b"", dtype=np.object_)
+    offsets = np.zeros((*batch.input_ids.shape, 2), dtype=np.int32)
+    for row, encoding in enumerate(encodings):
+        if len(encoding):
+            tokens[row, : len(encoding)] = [token.encode() for token in encoding.tokens]
+            offsets[row, : len(encoding)] = encoding.offsets
+    return dataclasses.replace(batch, tokens=tokens, offsets=offsets)

@@ -106,10 +106,10 @@ def answer_each(
 
 
 def read_texts(request: Any) -> TextRequest:
-    """TEXT, TEXT_PAIR and the ``truncate`` parameter of one request.
+    """TEXT, TEXT_PAIR and the parameters ``truncate`` and ``is_pretokenized`` of one request.
 
     Raises:
-        InvalidInputError: A text is not UTF-8.
+        InvalidInputError: A text is not UTF-8, or ``is_pretokenized`` neither true nor false.
     """
     parameters = json.loads(request.parameters() or "{}")
     pairs = pb_utils.get_input_tensor_by_name(request, "TEXT_PAIR")
@@ -117,6 +117,9 @@ def read_texts(request: Any) -> TextRequest:
         texts=_decoded("TEXT", pb_utils.get_input_tensor_by_name(request, "TEXT")),
         pairs=None if pairs is None else _decoded("TEXT_PAIR", pairs),
         truncate=str(parameters.get("truncate", "right")),
+        is_pretokenized=_flag(parameters, "is_pretokenized"),
+        # Never true within the ensemble: it takes neither from the tokenizer.
+        wants_tokens=not {"TOKENS", "OFFSETS"}.isdisjoint(request.requested_output_names()),
     )
 
 
@@ -125,6 +128,7 @@ def token_response(request: Any, batch: TokenBatch, max_wait_us: int) -> Any:
     wait_us = min(request.timeout() or max_wait_us, max_wait_us)
     # The monotonic clock is one for all processes of a machine.
     deadline_us = time.monotonic_ns() // 1000 + wait_us
+    asked_for = {"TOKENS": batch.tokens, "OFFSETS": batch.offsets}
     return _response(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -132,6 +136,7 @@ def token_response(request: Any, batch: TokenBatch, max_wait_us: int) -> Any:
         TOKEN_COUNT=batch.token_count,
         TRUNCATED=batch.truncated,
         deadline_us=np.full_like(batch.token_count, deadline_us, dtype=np.int64),
+        **{name: array for name, array in asked_for.items() if array is not None},
     )
 
 
@@ -158,6 +163,14 @@ def read_tokens(request: Any) -> TokenRequest:
 def embedding_response(_request: Any, rows: FloatArray) -> Any:
     """The encoder's response."""
     return _response(EMBEDDING=rows)
+
+
+def _flag(parameters: dict[str, Any], name: str) -> bool:
+    # A curl command or a header can only spell it: "true".
+    value = str(parameters.get(name, False)).lower()
+    if value not in ("true", "false"):
+        raise InvalidInputError(f"{name} is {parameters[name]!r}, not true or false")
+    return value == "true"
 
 
 def _decoded(name: str, tensor: Any) -> list[str]:

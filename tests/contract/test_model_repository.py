@@ -68,6 +68,27 @@ def test_published_limits_are_the_enforced_ones(configs, key):
     assert published == configs["tokenizer"].parameters[key].string_value
 
 
+def test_the_ensemble_says_what_the_model_is(configs):
+    published = {
+        key: value.string_value
+        for key, value in configs["text_embedding"].parameters.items()
+        if not key.startswith("max_")
+    }
+    assert published == {"dtype": "float32", "pooling": "mean", "normalize": "true"}
+
+
+def test_the_ensemble_never_asks_for_token_strings(configs):
+    """They are computed for those who ask; asking costs every request."""
+    (asked_for,) = (
+        set(step.output_map)
+        for step in configs["text_embedding"].ensemble_scheduling.step
+        if step.model_name == "tokenizer"
+    )
+    offered = tensors(configs["tokenizer"].output)
+    assert set(offered) - asked_for == {"TOKENS", "OFFSETS"}
+    assert offered["OFFSETS"] == (model_config_pb2.TYPE_INT32, (-1, 2))
+
+
 def test_requests_of_different_length_may_join(configs):
     bert = configs["bert"]
     assert bert.HasField("dynamic_batching")

@@ -104,3 +104,32 @@ def test_a_refused_request_harms_no_other(tokenizer, request_, words):
     assert isinstance(refused, InvalidInputError)
     assert words in str(refused)
     assert answered.token_count.shape == (1, 1)
+
+
+AWKWARD = ["", "Hello, wörld", "cafe\u0301s", "日本語 🚀 x", "  [SEP] yes</s>", "no hello " * 30]
+
+
+@pytest.mark.parametrize("mode", ["right", "left"])
+@pytest.mark.parametrize("pairs", [None, AWKWARD[::-1]])
+def test_tokens_and_their_places_are_those_of_the_library(tokenizer, path, mode, pairs):
+    (batch,) = tokenizer.encode([TextRequest(AWKWARD, pairs, truncate=mode, wants_tokens=True)])
+    library = Tokenizer.from_file(str(path))
+    library.enable_truncation(LIMIT, direction=mode)
+    inputs = AWKWARD if pairs is None else list(zip(AWKWARD, pairs, strict=True))
+    for row, expected in enumerate(library.encode_batch(inputs)):
+        count = len(expected)
+        assert batch.tokens[row, :count].tolist() == [token.encode() for token in expected.tokens]
+        assert batch.offsets[row, :count].tolist() == [list(place) for place in expected.offsets]
+        assert batch.input_ids[row, :count].tolist() == expected.ids
+        assert set(batch.tokens[row, count:]) <= {b""}
+        assert not batch.offsets[row, count:].any()
+    assert batch.offsets.shape == (*batch.input_ids.shape, 2)
+    assert batch.offsets.dtype == np.int32
+
+
+def test_tokens_are_computed_for_those_who_ask_alone(tokenizer):
+    requests = [TextRequest(["yes"]), TextRequest(["yes"], wants_tokens=True)]
+    without, with_tokens = tokenizer.encode(requests)
+    assert without.tokens is without.offsets is None
+    assert with_tokens.tokens is not None
+    assert np.array_equal(without.input_ids, with_tokens.input_ids)

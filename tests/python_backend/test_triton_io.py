@@ -21,11 +21,11 @@ def triton_io(monkeypatch):
     return importlib.import_module("bertron_backend.triton_io")
 
 
-def text_request(*texts, pairs=None, parameters=None):
+def text_request(*texts, pairs=None, parameters=None, requested=()):
     arrays = {"TEXT": np.array([[text] for text in texts], dtype=object)}
     if pairs is not None:
         arrays["TEXT_PAIR"] = np.array([[text] for text in pairs], dtype=object)
-    return pb.InferenceRequest(parameters, **arrays)
+    return pb.InferenceRequest(parameters, requested=requested, **arrays)
 
 
 def test_texts_pairs_and_parameters_are_read(triton_io):
@@ -34,6 +34,45 @@ def test_texts_pairs_and_parameters_are_read(triton_io):
     assert (read.texts, read.pairs, read.truncate) == (["a", "é"], ["b", "c"], "left")
     plain = triton_io.read_texts(text_request(b""))
     assert (plain.texts, plain.pairs, plain.truncate) == ([""], None, "right")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, True), ("true", True), ("True", True), (False, False), ("false", False)],
+)
+def test_is_pretokenized_may_be_spelled_out(triton_io, value, expected):
+    assert not triton_io.read_texts(text_request(b"")).is_pretokenized
+    request = text_request(b"[]", parameters={"is_pretokenized": value})
+    assert triton_io.read_texts(request).is_pretokenized is expected
+
+
+@pytest.mark.parametrize("value", ["yes", "", 1, 0, None, []])
+def test_another_is_pretokenized_is_refused(triton_io, value):
+    request = text_request(b"[]", parameters={"is_pretokenized": value})
+    with pytest.raises(InvalidInputError, match=r"is_pretokenized is .*, not true or false"):
+        triton_io.read_texts(request)
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [
+        ((), False),
+        (("input_ids", "attention_mask", "TRUNCATED", "deadline_us"), False),
+        (("TOKENS",), True),
+        (("input_ids", "OFFSETS"), True),
+    ],
+)
+def test_tokens_are_wanted_by_those_who_ask_for_them(triton_io, requested, expected):
+    assert triton_io.read_texts(text_request(b"", requested=requested)).wants_tokens is expected
+
+
+def test_tokens_and_their_places_are_answered_when_they_are_there(triton_io):
+    ids = np.ones((1, 3), dtype=np.int32)
+    tokens = np.array([[b"a", b"b", b""]], dtype=np.object_)
+    batch = TokenBatch(ids, ids, ids, ids[:, :1], ids[:, :1] > 1, tokens, np.zeros((1, 3, 2)))
+    outputs = triton_io.token_response(text_request(b""), batch, 1000).outputs
+    assert outputs["TOKENS"] is tokens
+    assert outputs["OFFSETS"].shape == (1, 3, 2)
 
 
 def test_bytes_that_are_not_utf8_are_named(triton_io):

@@ -28,12 +28,16 @@ class Tensor:
 
 
 class InferenceRequest:
-    """A request with its tensors and parameters."""
+    """A request with its tensors, its parameters and the outputs that it asks for."""
 
-    def __init__(self, parameters=None, timeout_us=0, **arrays):
+    def __init__(self, parameters=None, timeout_us=0, requested=(), **arrays):
+        self._requested = requested
         self._timeout_us = timeout_us
         self.tensors = {name: Tensor(name, array) for name, array in arrays.items()}
         self._parameters = parameters
+
+    def requested_output_names(self):
+        return list(self._requested)
 
     def timeout(self):
         return self._timeout_us
