@@ -57,6 +57,14 @@ def content_length_too_long(connection, json_part, data):
     connection.close_connection = True
 
 
+def late_body(connection, json_part, data):
+    """A head at once, and the body when the client may have given up: still of this request."""
+    head = connection.head(200, _headers(json_part, data))
+    connection.write(head)
+    connection.behaviour.stopped.wait(connection.behaviour.late_s)
+    connection.write(json_part + data)
+
+
 def cut_off(connection, json_part, data):
     """The connection ends in the middle of the body."""
     connection.write(connection.head(200, {"Content-Length": "500"}) + b"only this")
@@ -170,6 +178,7 @@ FAULTS: dict[str, Callable] = {
         duplicate,
         content_length_too_short,
         content_length_too_long,
+        late_body,
         cut_off,
         close,
         reset,

@@ -37,6 +37,12 @@ def vector_of(text: str, pair: str | None = None) -> np.ndarray:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
+def vectors_of(texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
+    """The rows [B, E] that the server answers for texts."""
+    rows = [vector_of(*row) for row in zip(texts, pairs or [None] * len(texts), strict=True)]
+    return np.array(rows, np.float32).reshape(len(texts), EMBEDDING_SIZE)
+
+
 def tokens_of(text: str, pair: str | None = None) -> int:
     """Words and two special tokens; three for a pair."""
     return len(text.split()) + 2 + (0 if pair is None else len(pair.split()) + 1)
