@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ._async_client import AsyncClient
 from ._client import Client
 from ._exceptions import (
+    AuthenticationError,
     BertronError,
     DeadlineExceededError,
     InvalidInputError,
@@ -13,18 +15,30 @@ from ._exceptions import (
     ServerError,
     ServerUnavailableError,
 )
-from ._models import Embeddings, ServerInfo
+from ._models import Embedding, Embeddings, ModelStatistics, ServerInfo, TokenizedText
+from ._retry import RetryPolicy
+from ._tls import Tls
+from ._vectors import BinaryVectors, Int8Vectors
 
 __all__ = [
+    "AsyncClient",
+    "AuthenticationError",
     "BertronError",
+    "BinaryVectors",
     "Client",
     "DeadlineExceededError",
+    "Embedding",
     "Embeddings",
+    "Int8Vectors",
     "InvalidInputError",
     "ModelNotFoundError",
+    "ModelStatistics",
     "OverloadedError",
     "ProtocolError",
+    "RetryPolicy",
     "ServerError",
     "ServerInfo",
     "ServerUnavailableError",
+    "Tls",
+    "TokenizedText",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import time
@@ -17,7 +18,7 @@ class CallCancelledError(BertronError):
     """Another request of the same call failed; never reaches the caller."""
 
 
-def checked_timeout_s(timeout_s: float) -> float:
+def checked_timeout_s(timeout_s: float, name: str = "timeout_s") -> float:
     """Return ``timeout_s`` as a float.
 
     Raises:
@@ -26,7 +27,7 @@ def checked_timeout_s(timeout_s: float) -> float:
     seconds = float(timeout_s)
     if math.isnan(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:
         raise ValueError(
-            f"timeout_s is {timeout_s!r}, it must be more than 0 and at most {MAX_TIMEOUT_S:.0f} s"
+            f"{name} is {timeout_s!r}, it must be more than 0 and at most {MAX_TIMEOUT_S:.0f} s"
         )
     return seconds
 
@@ -40,7 +41,7 @@ class Call:
         self._deadline = time.monotonic() + self._timeout_s
         self._lock = threading.Lock()
         self._aborts: List[Callable[[], object]] = []
-        self._cancelled = False
+        self._cancelled = threading.Event()
         self.has_siblings = False  # several requests at once, which fail together
 
     def remaining_s(self) -> float:
@@ -50,12 +51,33 @@ class Call:
             DeadlineExceededError: None are left.
             CallCancelledError: The call was given up.
         """
-        if self._cancelled:
+        if self._cancelled.is_set():
             raise CallCancelledError(f"cancelled ({self.where})")
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise self.exceeded()
         return remaining
+
+    @property
+    def remaining_us(self) -> int:
+        """As ``remaining_s``, in the server's unit."""
+        return max(1, int(self.remaining_s() * 1e6))
+
+    def limited(self, timeout_s: float) -> Call:
+        """Return this call with an earlier end; both are given up together."""
+        part = copy.copy(self)
+        part._deadline = min(self._deadline, time.monotonic() + timeout_s)
+        return part
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but neither beyond the deadline nor beyond the call's end.
+
+        Raises:
+            DeadlineExceededError: The deadline passed meanwhile.
+            CallCancelledError: The call was given up meanwhile.
+        """
+        self._cancelled.wait(min(seconds, self.remaining_s()))
+        self.remaining_s()
 
     def exceeded(self) -> DeadlineExceededError:
         """Return the error that says this call took too long."""
@@ -70,13 +92,13 @@ class Call:
     @property
     def is_cancelled(self) -> bool:
         """Whether the call was given up."""
-        return self._cancelled
+        return self._cancelled.is_set()
 
     @contextmanager
     def abortable(self, abort: Callable[[], object]) -> Iterator[None]:
         """Have ``abort`` called, from another thread, if the call is given up meanwhile."""
         with self._lock:
-            if self._cancelled:
+            if self._cancelled.is_set():
                 raise CallCancelledError(f"cancelled ({self.where})")
             self._aborts.append(abort)
         try:
@@ -88,6 +110,6 @@ class Call:
     def cancel(self) -> None:
         """Give the call up and abort whatever it has in flight."""
         with self._lock:  # held throughout, so that no abort touches a connection handed on
-            self._cancelled = True
+            self._cancelled.set()
             for abort in self._aborts:
                 abort()

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
-import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
 from types import TracebackType
-from typing import Iterable, List, Optional, Sequence, Type
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Type
 
-from ._call import Call, checked_timeout_s
-from ._codec import (
-    TRUNCATE_CHOICES,
-    Request,
-    check_lengths,
-    collect_texts,
-    encode_texts,
-    join_answers,
-    plan_requests,
-    read_answer,
-    read_server_info,
-    with_caller_index,
+from ._base_client import (
+    DEFAULT_CONNECT_TIMEOUT_S,
+    DEFAULT_REQUESTS_IN_FLIGHT,
+    DEFAULT_TIMEOUT_S,
+    BaseClient,
 )
-from ._exceptions import (
-    BertronError,
-    DeadlineExceededError,
-    InvalidInputError,
-    ModelNotFoundError,
-    OverloadedError,
-    ProtocolError,
-    ServerError,
-    ServerUnavailableError,
-)
-from ._models import Embeddings, ServerInfo
-from ._transports import open_transport, parse_url
-
-DEFAULT_TIMEOUT_S = 30.0
-# Enough for the server's batcher to have requests waiting while others travel, and few enough that
-# one caller with a long list does not fill the server's queue.
-DEFAULT_REQUESTS_IN_FLIGHT = 4
-# A request's own queue timeout ends with the call's; which side notices first is chance, and
-# within this much of the end both mean the same to the caller.
-_DEADLINE_TIE_S = 0.1
-_PROBE_TIMEOUT_S = 2.0
-_PROBE_PAUSE_S = (0.05, 0.5)  # first and longest pause between two probes
+from ._call import Call
+from ._exceptions import BertronError
+from ._flows import Flow, Pause, Probe, Step, Together
+from ._inputs import iterate_texts
+from ._models import Embedding, Embeddings, ModelStatistics, ServerInfo, TokenizedText
+from ._planning import Batch
+from ._progress import ProgressOption, progress_of
+from ._retry import RetryPolicy
+from ._streaming import Stream
+from ._texts import TextOptions, Texts
+from ._tls import Tls
+from ._transports import open_transport
+from ._transports.base import Options, Transport, Url
 
 
-class Client:
-    """Sentence embeddings from a Bertron server. Safe to share between threads.
+class Client(BaseClient):
+    """Sentence embeddings from a Bertron server. Safe to share between threads and over a fork.
 
         with Client("grpc://127.0.0.1:8001") as client:
             vectors = numpy.asarray(client.embed(["a text", "another"]))
@@ -54,13 +38,23 @@ class Client:
     Nothing is sent before the first call.
 
     Args:
-        url: ``grpc://host:port`` or ``http://host:port``.
+        url: ``grpc://host:port`` or ``http://host:port``; ``grpcs://`` and ``https://`` over TLS.
         model: Name of the ensemble.
         timeout_s: Limit of each call as a whole, connecting and all its requests included.
+        connect_timeout_s: Limit of opening one connection, within that.
         max_requests_in_flight: Requests that one call has at the server at a time.
+        retry: What is tried again; None takes RetryPolicy's defaults.
+        headers: Sent with every request; over gRPC as metadata.
+        token: Sent as ``Authorization: Bearer``.
+        compression: "gzip" for requests and answers, or None.
+        tls: Certificates, for https and grpcs; None trusts the system's authorities.
+        proxy: Of HTTP and https: ``http://[user:password@]host:port``, or "environment" for
+            HTTP_PROXY, HTTPS_PROXY and NO_PROXY; None connects directly.
+        transport: What carries the operations instead, such as ``testing.MockTransport``.
 
     Raises:
         ValueError: An argument that no server could make right.
+        OSError: A file that ``tls`` names cannot be read.
     """
 
     def __init__(
@@ -69,41 +63,61 @@ class Client:
         *,
         model: str = "text_embedding",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
         max_requests_in_flight: int = DEFAULT_REQUESTS_IN_FLIGHT,
+        retry: Optional[RetryPolicy] = None,
+        headers: Optional[Mapping[str, str]] = None,
+        token: Optional[str] = None,
+        compression: Optional[str] = None,
+        tls: Optional[Tls] = None,
+        proxy: Optional[str] = None,
+        transport: Optional[Transport] = None,
     ) -> None:
-        self._url = parse_url(url)
-        if not model or not isinstance(model, str):
-            raise ValueError(f"model is {model!r}, a name is wanted")
-        if max_requests_in_flight < 1:
-            raise ValueError(
-                f"max_requests_in_flight is {max_requests_in_flight}, it must be at least 1"
-            )
-        self._model = model
-        self._timeout_s = checked_timeout_s(timeout_s)
-        self._max_requests_in_flight = max_requests_in_flight
-        self._where = f"model '{model}' at {self._url}"
-        self._transport = open_transport(self._url)
-        self._info: Optional[ServerInfo] = None
-        self._is_closed = False
+        super().__init__(
+            url,
+            model=model,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            max_requests_in_flight=max_requests_in_flight,
+            retry=retry,
+            headers=headers,
+            token=token,
+            compression=compression,
+            tls=tls,
+            proxy=proxy,
+            transport=transport,
+        )
 
     def embed(
         self,
-        texts: Iterable[str],
+        texts: Iterable[Any],
         *,
-        text_pairs: Optional[Iterable[str]] = None,
+        text_pairs: Optional[Iterable[Any]] = None,
         truncate: str = "right",
+        normalize: Optional[bool] = None,
+        dimensions: Optional[int] = None,
+        is_pretokenized: bool = False,
+        progress: ProgressOption = False,
         timeout_s: Optional[float] = None,
     ) -> Embeddings:
         """Return one vector for each text, in order.
 
         Any number of texts: they are split into requests the server takes, several of them in
-        flight at a time. All or nothing: the first request that fails fails the call.
+        flight at a time. All or nothing: the first request that fails for good fails the call.
 
         Args:
-            texts: Any ordered iterable of str; a generator is read to its end first.
+            texts: Any ordered collection of str: a list, generator, numpy array, pandas or polars
+                Series, Arrow array. A generator is read to its end first.
             text_pairs: As many second texts, for models that read sentence pairs.
             truncate: Which end of a text that is too long is cut, "right" or "left"; "error"
                 refuses it.
+            normalize: True gives every vector length 1, a zero vector aside; else they are as the
+                model makes them.
+            dimensions: Keep the first so many components, for models trained for that; before
+                ``normalize``. None keeps all.
+            is_pretokenized: Each text is a list of tokens, which are looked up in the vocabulary
+                as they stand; special tokens are added.
+            progress: True shows a bar of tqdm's; a function is told of texts done since last.
             timeout_s: The whole call, from when the texts are at hand; None takes the client's.
 
         Raises:
@@ -111,52 +125,94 @@ class Client:
             DeadlineExceededError: ``timeout_s`` passed.
             ServerUnavailableError: No connection, or one that was lost.
             OverloadedError: The server's queue was full.
+            AuthenticationError: The server does not accept this caller, or is not to be trusted.
             ModelNotFoundError: The server has no such model.
             ServerError: The server failed.
             ProtocolError: The answer was not a right one.
             TypeError: ``texts`` is a single str, or not iterable.
+            ValueError: ``dimensions`` is more than the vectors have.
         """
-        if truncate not in TRUNCATE_CHOICES:
-            raise InvalidInputError(
-                f"truncate is {truncate!r}, one of {', '.join(TRUNCATE_CHOICES)} is wanted"
-            )
-        first = collect_texts(texts, "texts")
-        second = None if text_pairs is None else collect_texts(text_pairs, "text_pairs")
-        if second is not None and len(second) != len(first):
-            raise InvalidInputError(
-                f"{len(second)} text_pairs came with {len(first)} texts, one each is wanted"
-            )
+        options = TextOptions(truncate, is_pretokenized, normalize, dimensions)
+        collected = Texts(texts, text_pairs, options)
         call = self._call(timeout_s)
-        encoded = encode_texts(first, "texts")
-        encoded_pairs = None if second is None else encode_texts(second, "text_pairs")
-        try:
-            info = self._known_info(call)
-            check_lengths(first, info.max_characters_per_text, "texts")
-            check_lengths(second or (), info.max_characters_per_text, "text_pairs")
-            requests = plan_requests(
-                encoded, encoded_pairs, truncate=truncate, max_batch_size=info.max_batch_size
+        with progress_of(progress, len(collected)) as on_done:
+            embeddings: Embeddings = self._run(
+                self._flows.embed(collected, options, call, on_done), call
             )
-            answers = self._infer_all(requests, info.embedding_size, call)
-        except (ProtocolError, ServerUnavailableError, ModelNotFoundError):
-            self._info = None  # another model may answer under this url by now
-            raise
-        except InvalidInputError as error:
-            if error.index is None:
-                self._info = None  # perhaps max_batch_size is another by now
-            raise
-        except OverloadedError as error:
-            if call.is_over(within_s=_DEADLINE_TIE_S):
-                raise call.exceeded() from error
-            raise
-        return join_answers(requests, answers, len(first), info.embedding_size)
+        return embeddings
+
+    def embed_iter(
+        self,
+        texts: Iterable[Any],
+        *,
+        text_pairs: Optional[Iterable[Any]] = None,
+        truncate: str = "right",
+        normalize: Optional[bool] = None,
+        dimensions: Optional[int] = None,
+        is_pretokenized: bool = False,
+        ordered: bool = True,
+        timeout_s: Optional[float] = None,
+    ) -> Iterator[Embedding]:
+        """Yield an Embedding for each text, in bounded memory: texts may go on without end.
+
+        Texts are read some hundreds ahead (so that those of like length share a request) and no
+        further than the caller takes the rows. What was read and not answered when an error ends
+        the stream, or the caller does, is dropped.
+
+        Args:
+            texts: As for ``embed``, or an endless iterator.
+            text_pairs: As for ``embed``.
+            truncate: As for ``embed``.
+            normalize: As for ``embed``.
+            dimensions: As for ``embed``.
+            is_pretokenized: As for ``embed``.
+            ordered: False yields each row as it arrives; ``index`` says whose it is.
+            timeout_s: Of each request, its retries included; None takes the client's.
+
+        Raises:
+            BertronError: As ``embed``, from the iterator.
+        """
+        return self._stream(
+            iterate_texts(texts, "texts"),
+            None if text_pairs is None else iterate_texts(text_pairs, "text_pairs"),
+            TextOptions(truncate, is_pretokenized, normalize, dimensions),
+            ordered,
+            timeout_s,
+        )
+
+    def tokenize(
+        self,
+        texts: Iterable[Any],
+        *,
+        text_pairs: Optional[Iterable[Any]] = None,
+        truncate: str = "right",
+        is_pretokenized: bool = False,
+        timeout_s: Optional[float] = None,
+    ) -> List[TokenizedText]:
+        """Return what the model reads of each text: tokens, their ids and where they stand.
+
+        Args:
+            texts: As for ``embed``.
+            text_pairs: As for ``embed``.
+            truncate: As for ``embed``.
+            is_pretokenized: As for ``embed``.
+            timeout_s: As for ``embed``.
+
+        Raises:
+            BertronError: As ``embed``.
+        """
+        options = TextOptions(truncate, is_pretokenized)
+        collected = Texts(texts, text_pairs, options)
+        call = self._call(timeout_s)
+        tokenized: List[TokenizedText] = self._run(
+            self._flows.tokenize(collected, options, call), call
+        )
+        return tokenized
 
     def is_ready(self, *, timeout_s: Optional[float] = None) -> bool:
         """Whether the server is there and says that the model answers. Never raises for a fault."""
         call = self._call(timeout_s)
-        try:
-            return self._transport.is_model_ready(self._model, call)
-        except BertronError:
-            return False
+        return bool(self._run(self._flows.is_ready(), call))
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Return as soon as the model answers.
@@ -165,22 +221,7 @@ class Client:
             DeadlineExceededError: It did not within ``timeout_s``; its cause is the last fault.
         """
         call = self._call(timeout_s)
-        pause_s, longest_pause_s = _PROBE_PAUSE_S
-        fault: Optional[BertronError] = None
-        while not call.is_over():
-            probe = self._call(min(_PROBE_TIMEOUT_S, call.remaining_s()))
-            try:
-                if self._transport.is_model_ready(self._model, probe):
-                    return
-            except BertronError as error:
-                fault = error
-            if call.is_over(within_s=pause_s):
-                break
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, longest_pause_s)
-        raise DeadlineExceededError(
-            f"not ready within {timeout_s:g} s: {fault or 'the server says so'} ({self._where})"
-        ) from fault
+        self._run(self._flows.wait_until_ready(timeout_s, call), call)
 
     def server_info(self, *, timeout_s: Optional[float] = None) -> ServerInfo:
         """Ask the server what it is, which model it serves and within which limits.
@@ -188,8 +229,19 @@ class Client:
         Raises:
             BertronError: As ``embed``.
         """
-        self._info = self._ask_info(self._call(timeout_s))
-        return self._info
+        call = self._call(timeout_s)
+        info: ServerInfo = self._run(self._flows.server_info(call), call)
+        return info
+
+    def statistics(self, *, timeout_s: Optional[float] = None) -> Dict[str, ModelStatistics]:
+        """Ask the server what each of its models has done since it started.
+
+        Raises:
+            BertronError: As ``embed``.
+        """
+        call = self._call(timeout_s)
+        statistics: Dict[str, ModelStatistics] = self._run(self._flows.statistics(call), call)
+        return statistics
 
     def close(self) -> None:
         """Drop all connections. Any later call raises RuntimeError."""
@@ -207,60 +259,55 @@ class Client:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Client({str(self._url)!r}, model={self._model!r}, timeout_s={self._timeout_s:g})"
+    def _open_transport(self, url: Url, options: Options) -> Transport:
+        return open_transport(url, options)
 
-    def _call(self, timeout_s: Optional[float]) -> Call:
-        if self._is_closed:
-            raise RuntimeError(f"the client is closed ({self._where})")
-        return Call(self._where, self._timeout_s if timeout_s is None else timeout_s)
+    # Doing the steps of flows.
 
-    def _known_info(self, call: Call) -> ServerInfo:
-        """The limits, asked for once; two threads that ask at once do no harm."""
-        info = self._info
-        if info is None:
-            info = self._info = self._ask_info(call)
-        return info
+    def _run(self, flow: Flow, call: Call) -> Any:
+        """Do the steps of a flow in this thread, and return what it returns."""
+        send: Callable[[Any], Step] = flow.send
+        value: Any = None
+        while True:
+            try:
+                step = send(value)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                send, value = flow.send, self._do(step, call)
+            except BertronError as error:
+                send, value = flow.throw, error
 
-    def _ask_info(self, call: Call) -> ServerInfo:
-        config = self._transport.model_config(self._model, call)
-        version = self._transport.server_version(call)
-        return read_server_info(str(self._url), self._model, version, config)
+    def _do(self, step: Step, call: Call) -> Any:
+        if isinstance(step, Pause):
+            return call.pause(step.seconds)
+        if isinstance(step, Together):
+            return self._do_together(step, call)
+        if isinstance(step, Probe):
+            return self._transport.perform(step.operation, call.limited(step.timeout_s))
+        return self._transport.perform(step, call)
 
-    def _infer(self, request: Request, embedding_size: int, call: Call) -> Embeddings:
-        try:
-            outputs = self._transport.infer(self._model, request, call)
-        except (InvalidInputError, ServerError) as error:
-            raise with_caller_index(error, request) from error
-        try:
-            return read_answer(outputs, len(request.texts), embedding_size)
-        except ProtocolError as error:
-            raise ProtocolError(f"{error} ({self._where})") from None
-
-    def _infer_all(
-        self, requests: Sequence[Request], embedding_size: int, call: Call
-    ) -> List[Embeddings]:
-        """Send all requests, a bounded number at a time; the calling thread does its share."""
-        if len(requests) == 1:
-            return [self._infer(requests[0], embedding_size, call)]
-        call.has_siblings = True
-        answers: List[Optional[Embeddings]] = [None] * len(requests)
+    def _do_together(self, step: Together, call: Call) -> None:
+        """Run all flows, a bounded number at a time; the calling thread does its share."""
+        flows = iter(step.flows)
+        lock = threading.Lock()
         errors: List[BaseException] = []
-        numbers = itertools.count()
 
         def work() -> None:
             try:
-                for number in numbers:  # count.__next__ is atomic, each number is taken once
-                    if number >= len(requests) or call.is_cancelled:
+                while not call.is_cancelled:
+                    with lock:
+                        flow = next(flows, None)
+                    if flow is None:
                         return
-                    answers[number] = self._infer(requests[number], embedding_size, call)
+                    self._run(flow, call)
             except BaseException as error:
                 errors.append(error)
                 call.cancel()
 
         threads = [
             threading.Thread(target=work, name=f"bertron-request-{number}", daemon=True)
-            for number in range(1, min(self._max_requests_in_flight, len(requests)))
+            for number in range(1, min(self._max_requests_in_flight, step.count))
         ]
         try:
             for thread in threads:
@@ -273,4 +320,64 @@ class Client:
             raise
         if errors:
             raise errors[0]
-        return [answer for answer in answers if answer is not None]
+
+    def _stream(
+        self,
+        texts: Iterator[Any],
+        text_pairs: Optional[Iterator[Any]],
+        options: TextOptions,
+        ordered: bool,
+        timeout_s: Optional[float],
+    ) -> Iterator[Embedding]:
+        call = self._call(timeout_s)
+        limits = self._run(self._flows.limits(call), call)
+        stream = Stream(
+            options,
+            ordered=ordered,
+            max_requests_in_flight=self._max_requests_in_flight,
+            limits=limits,
+        )
+        calls: Set[Call] = set()
+        running: "Dict[Future[Embeddings], Batch]" = {}
+
+        def one(batch: Batch) -> Embeddings:
+            call = self._call(timeout_s)
+            call.has_siblings = True
+            calls.add(call)
+            try:
+                flow = self._flows.embed_batch(batch, options, limits, call)
+                answer: Embeddings = self._run(flow, call)
+            finally:
+                calls.discard(call)
+            return answer
+
+        batches = _windows(stream, texts, text_pairs)
+        pool = ThreadPoolExecutor(self._max_requests_in_flight, thread_name_prefix="bertron-stream")
+        try:
+            while True:
+                for batch in islice(batches, stream.requests_wanted(len(running))):
+                    running[pool.submit(one, batch)] = batch
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    stream.put(running.pop(future), future.result())
+                yield from stream.take()
+        finally:
+            for future in running:
+                future.cancel()
+            for call in list(calls):
+                call.cancel()
+            pool.shutdown()
+
+
+def _windows(
+    stream: Stream, texts: Iterator[Any], text_pairs: Optional[Iterator[Any]]
+) -> Iterator[Batch]:
+    """Read the texts as far as their batches are taken."""
+    while True:
+        first = list(islice(texts, stream.window_size))
+        second = None if text_pairs is None else list(islice(text_pairs, stream.window_size))
+        yield from stream.window(first, second)
+        if len(first) < stream.window_size:
+            return

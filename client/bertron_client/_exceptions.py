@@ -3,8 +3,9 @@
 BertronError
 ├── InvalidInputError        also ValueError; ``.index`` of the text where one is to blame
 ├── DeadlineExceededError    also TimeoutError
-├── ServerUnavailableError   also ConnectionError: refused, reset, stopping
-├── OverloadedError          the server's queue is full, or the request waited in it too long
+├── ServerUnavailableError   also ConnectionError: refused, reset, stopping; retried
+├── OverloadedError          the server's queue is full, or the request waited too long; retried
+├── AuthenticationError      the server does not accept this caller, or is not who it should be
 ├── ModelNotFoundError
 ├── ServerError              the server failed while it computed
 └── ProtocolError            an answer that cannot be right: not KServe v2, wrong shape, NaN
@@ -37,11 +38,27 @@ class DeadlineExceededError(BertronError, TimeoutError):
 
 
 class ServerUnavailableError(BertronError, ConnectionError):
-    """No server at the url, a connection lost, or a server that is starting or stopping."""
+    """No server at the url, a connection lost, or a server that is starting or stopping.
+
+    Attributes:
+        retry_after_s: When the server wants to be asked again, where it said so.
+    """
+
+    retry_after_s: Optional[float] = None
 
 
 class OverloadedError(BertronError):
-    """The server turned the request away: its queue is full, or the wait in it too long."""
+    """The server turned the request away: its queue is full, or the wait in it too long.
+
+    Attributes:
+        retry_after_s: When the server wants to be asked again, where it said so.
+    """
+
+    retry_after_s: Optional[float] = None
+
+
+class AuthenticationError(BertronError):
+    """The server does not accept this caller, or its certificate is not one to trust."""
 
 
 class ModelNotFoundError(BertronError):
@@ -58,25 +75,32 @@ class ProtocolError(BertronError):
 
 # Triton server has one status for a full queue, an expired wait and a stopping server; only its
 # text tells them apart. These are the words of 2.51, seen on a real server.
-_QUEUE_FULL = re.compile(r"maximum queue size", re.IGNORECASE)
-_QUEUE_EXPIRED = re.compile(r"request timeout expired", re.IGNORECASE)
+_OVERLOADED = re.compile(r"maximum queue size|request timeout expired", re.IGNORECASE)
+_RESTRICTED = re.compile(r"protocol is restricted", re.IGNORECASE)
 _UNKNOWN_MODEL = re.compile(r"unknown model", re.IGNORECASE)
 _ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")
 
 
-def error_from_server(kind: Type[BertronError], message: str, where: str) -> BertronError:
+def error_from_server(
+    kind: Type[BertronError], message: str, where: str, retry_after_s: Optional[float] = None
+) -> BertronError:
     """Make the most specific error of what the server said.
 
     Args:
         kind: What the status alone says.
         message: The server's own words.
         where: Url and model, for the reader of the message.
+        retry_after_s: When the server wants to be asked again.
     """
-    if issubclass(kind, ServerUnavailableError) and (
-        _QUEUE_FULL.search(message) or _QUEUE_EXPIRED.search(message)
-    ):
-        kind = OverloadedError
+    if issubclass(kind, ServerUnavailableError):
+        if _OVERLOADED.search(message):
+            kind = OverloadedError
+        elif _RESTRICTED.search(message):
+            kind = AuthenticationError
     elif issubclass(kind, InvalidInputError) and _UNKNOWN_MODEL.search(message):
         kind = ModelNotFoundError  # status 400 in some versions of Triton server
     words = _ENSEMBLE_PREFIX.sub("", message.strip())
-    return kind(f"{words or 'no reason given'} ({where})")
+    error = kind(f"{words or 'no reason given'} ({where})")
+    if isinstance(error, (ServerUnavailableError, OverloadedError)):
+        error.retry_after_s = retry_after_s
+    return error

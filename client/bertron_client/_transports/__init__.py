@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from .base import Transport, Url, parse_url
+from .base import AsyncTransport, Options, Transport, Url
 
-__all__ = ["Transport", "Url", "open_transport", "parse_url"]
+__all__ = ["open_async_transport", "open_transport"]
 
 
-def open_transport(url: Url) -> Transport:
-    """Return the transport for a url, not yet connected."""
-    if url.scheme == "grpc":
+def open_transport(url: Url, options: Options) -> Transport:
+    """Return the transport for a url, for threads; not yet connected."""
+    if url.is_grpc:
         from .grpc import GrpcTransport  # here, because it takes a quarter of a second to import
 
-        return GrpcTransport(url)
+        return GrpcTransport(url, options)
     from .http import HttpTransport
 
-    return HttpTransport(url)
+    return HttpTransport(url, options)
+
+
+def open_async_transport(url: Url, options: Options) -> AsyncTransport:
+    """Return the transport for a url, for the tasks of an event loop; not yet connected."""
+    if url.is_grpc:
+        from .grpc_async import AsyncGrpcTransport
+
+        return AsyncGrpcTransport(url, options)
+    from .http_async import AsyncHttpTransport
+
+    return AsyncHttpTransport(url, options)

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional, Protocol
 from urllib.parse import urlsplit
 
 from .._call import Call
-from .._codec import Output, Request
+from .._tls import Tls
+from .._wire.operations import Operation
 
-DEFAULT_PORTS = {"grpc": 8001, "http": 8000}  # Triton server's own
+# Triton server's own, and the web's.
+DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+_WANTED = "http://, https://, grpc:// or grpcs://HOST:PORT is wanted"
 
 
 class Transport(Protocol):
-    """Blocking calls to one server; safe to use from many threads.
+    """Carries operations to one server; safe to use from many threads."""
 
-    Every method ends within the call's deadline and raises only ``BertronError``.
-    """
+    def perform(self, operation: Operation, call: Call) -> Any:
+        """Return the operation's result, as ``_wire.operations`` says.
 
-    def infer(self, model: str, request: Request, call: Call) -> Dict[str, Output]:
-        """Return the output tensors, unchecked."""
-
-    def is_model_ready(self, model: str, call: Call) -> bool:
-        """Whether the server says that the model answers requests."""
-
-    def model_config(self, model: str, call: Call) -> Mapping[str, Any]:
-        """Return Triton server's ModelConfig in its JSON form."""
-
-    def server_version(self, call: Call) -> str:
-        """Return the version that the server names."""
+        Ends within the call's deadline and raises only ``BertronError``.
+        """
 
     def close(self) -> None:
         """Drop every connection."""
+
+    def forget(self) -> None:
+        """Let go of connections that another process owns: this one is its fork."""
+
+
+class AsyncTransport(Protocol):
+    """The same for tasks of one event loop."""
+
+    async def perform(self, operation: Operation, call: Call) -> Any:
+        """As ``Transport.perform``, but it is the caller that keeps the deadline."""
+
+    async def close(self) -> None:
+        """Drop every connection."""
+
+    def forget(self) -> None:
+        """Let go of connections of another process or of an event loop that has ended."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,16 @@ class Url:
     port: int
 
     @property
+    def is_grpc(self) -> bool:
+        """Whether gRPC is spoken there, rather than HTTP."""
+        return self.scheme.startswith("grpc")
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the connection is one over TLS."""
+        return self.scheme in ("https", "grpcs")
+
+    @property
     def netloc(self) -> str:
         """``host:port``, IPv6 addresses in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -51,13 +71,32 @@ class Url:
         return f"{self.scheme}://{self.netloc}"
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a client connects.
+
+    Attributes:
+        connect_timeout_s: Limit of opening one connection, TLS included.
+        headers: Sent with every request, names in lower case.
+        compression: "gzip" or None.
+        tls: Certificates; not None exactly for https and grpcs.
+        proxy: Of HTTP: a url, "environment" or None.
+    """
+
+    connect_timeout_s: float = 5.0
+    headers: Dict[str, str] = field(default_factory=dict)
+    compression: Optional[str] = None
+    tls: Optional[Tls] = None
+    proxy: Optional[str] = None
+
+
 def parse_url(url: str) -> Url:
-    """Read ``grpc://host[:port]`` or ``http://host[:port]``.
+    """Read ``SCHEME://host[:port]``.
 
     Raises:
         ValueError: Anything else.
     """
-    expected = f"url is {url!r}, grpc://HOST:PORT or http://HOST:PORT is wanted"
+    expected = f"url is {url!r}, {_WANTED}"
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -70,3 +109,41 @@ def parse_url(url: str) -> Url:
     if port == 0:
         raise ValueError(f"{expected}; port 0 is none")
     return Url(parts.scheme, parts.hostname, port or DEFAULT_PORTS[parts.scheme])
+
+
+def make_options(
+    url: Url,
+    *,
+    connect_timeout_s: float,
+    headers: Optional[Mapping[str, str]],
+    token: Optional[str],
+    compression: Optional[str],
+    tls: Optional[Tls],
+    proxy: Optional[str],
+) -> Options:
+    """Check what the user chose, and put it together.
+
+    Raises:
+        ValueError: A choice that does not go with the others, or that no server could make right.
+    """
+    if compression not in (None, "gzip"):
+        raise ValueError(f"compression is {compression!r}, 'gzip' or None is wanted")
+    if tls is not None and not url.is_secure:
+        raise ValueError(f"tls is given, but {url} is not encrypted; https:// or grpcs:// is")
+    if proxy is not None and url.is_grpc:
+        raise ValueError(f"proxy is given, but {url} is not HTTP")
+    lowered = {str(name).lower(): str(value) for name, value in (headers or {}).items()}
+    if token is not None:
+        if "authorization" in lowered:
+            raise ValueError("token and an authorization header are given, one of them is wanted")
+        lowered["authorization"] = f"Bearer {token}"
+    for name, value in lowered.items():
+        if not name.isascii() or not value.isascii() or not f"{name}{value}".isprintable():
+            raise ValueError(f"header {name!r} holds what is not printable ASCII")
+    return Options(
+        connect_timeout_s=connect_timeout_s,
+        headers=lowered,
+        compression=compression,
+        tls=(tls or Tls()) if url.is_secure else None,
+        proxy=proxy,
+    )

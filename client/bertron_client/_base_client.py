@@ -1,0 +1,80 @@
+"""What both clients are made of, I/O aside."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Mapping, Optional
+
+from ._call import Call, checked_timeout_s
+from ._flows import Flows
+from ._retry import RetryPolicy
+from ._tls import Tls
+from ._transports.base import Options, Url, make_options, parse_url
+
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_CONNECT_TIMEOUT_S = 5.0
+# Enough for the server's batcher to have requests waiting while others travel, and few enough that
+# one caller with a long list does not fill the server's queue.
+DEFAULT_REQUESTS_IN_FLIGHT = 4
+
+
+class BaseClient:
+    """Settings, checked once, and what is known of the server."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str,
+        timeout_s: float,
+        connect_timeout_s: float,
+        max_requests_in_flight: int,
+        retry: Optional[RetryPolicy],
+        headers: Optional[Mapping[str, str]],
+        token: Optional[str],
+        compression: Optional[str],
+        tls: Optional[Tls],
+        proxy: Optional[str],
+        transport: Any,
+    ) -> None:
+        self._url: Url = parse_url(url)
+        if not model or not isinstance(model, str):
+            raise ValueError(f"model is {model!r}, a name is wanted")
+        if max_requests_in_flight < 1:
+            raise ValueError(
+                f"max_requests_in_flight is {max_requests_in_flight}, it must be at least 1"
+            )
+        self._model = model
+        self._timeout_s = checked_timeout_s(timeout_s)
+        self._max_requests_in_flight = max_requests_in_flight
+        self._flows = Flows(str(self._url), model, retry or RetryPolicy())
+        options = make_options(
+            self._url,
+            connect_timeout_s=checked_timeout_s(connect_timeout_s, "connect_timeout_s"),
+            headers=headers,
+            token=token,
+            compression=compression,
+            tls=tls,
+            proxy=proxy,
+        )
+        self._transport = transport or self._open_transport(self._url, options)
+        self._process_id = os.getpid()
+        self._is_closed = False
+
+    def _open_transport(self, url: Url, options: Options) -> Any:
+        raise NotImplementedError
+
+    def _call(self, timeout_s: Optional[float]) -> Call:
+        """Begin a call."""
+        if self._is_closed:
+            raise RuntimeError(f"the client is closed ({self._flows.where})")
+        if os.getpid() != self._process_id:  # a fork: what is open belongs to the parent
+            self._process_id = os.getpid()
+            self._transport.forget()
+        return Call(self._flows.where, self._timeout_s if timeout_s is None else timeout_s)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({str(self._url)!r}, model={self._model!r}, "
+            f"timeout_s={self._timeout_s:g})"
+        )

@@ -1,0 +1,60 @@
+"""gRPC on an asyncio event loop, on the stubs that tritonclient brings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from .._call import Call
+from .._wire import grpc as wire
+from .._wire.operations import Operation
+from .base import Options, Url
+from .grpc_channel import CALLS_IN_FLIGHT, call_arguments, open_channel
+
+
+class AsyncGrpcTransport:
+    """One channel, which multiplexes all calls of one event loop."""
+
+    def __init__(self, url: Url, options: Options) -> None:
+        self._url = url
+        self._options = options
+        self._is_closed = False
+        self._channel: Any = None
+        self._stub: Any = None
+
+    async def perform(self, operation: Operation, call: Call) -> Any:
+        """Return the operation's result."""
+        method, message = wire.encode(operation, call.remaining_us)
+        with CALLS_IN_FLIGHT:
+            stub = self._opened_stub()
+            try:
+                answer = await getattr(stub, method)(
+                    message, **call_arguments(self._options, call.remaining_s())
+                )
+            except grpc.aio.UsageError as error:  # closed by another task
+                raise RuntimeError("the client is closed") from error
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise call.exceeded() from error
+                raise wire.error_of(error, call.where) from error
+        return wire.decode(operation, answer, call.where)
+
+    async def close(self) -> None:
+        """Drop the channel; a call in flight on it ends at once."""
+        self._is_closed = True
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+
+    def forget(self) -> None:
+        """Open another channel for the next call: this one belongs to another event loop."""
+        self._channel = self._stub = None
+
+    def _opened_stub(self) -> Any:
+        if self._is_closed:
+            raise RuntimeError("the client is closed")
+        if self._stub is None:
+            self._channel, self._stub = open_channel(grpc.aio, self._url, self._options)
+        return self._stub

@@ -1,0 +1,208 @@
+"""HTTP/1.1 on an asyncio event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, List, Optional
+
+from .._call import Call
+from .._exceptions import BertronError, DeadlineExceededError, ServerUnavailableError
+from .._tracing import trace_headers
+from .._wire import http as wire
+from .._wire.http import HttpAnswer
+from .._wire.operations import Operation
+from .async_deadline import deadline_of
+from .base import Options, Url
+from .http1 import AnswerParser
+from .http_faults import (
+    TIMEOUTS,
+    StaleConnectionError,
+    connect_fault,
+    fault_of,
+    tunnel_fault,
+)
+from .http_route import Route
+
+MAX_IDLE_CONNECTIONS = 128  # kept open between calls; more tasks than this pay a new connection
+_NEXT_ADDRESS_AFTER_S = 0.25  # the pause that RFC 8305 recommends between two addresses of a host
+
+
+class _Connection(asyncio.Protocol):
+    """One kept-alive connection, used by one task at a time."""
+
+    def __init__(self) -> None:
+        self._transport: Any = None
+        self._parser: Optional[AnswerParser] = None
+        self._answer: Optional[asyncio.Future[HttpAnswer]] = None
+        self._is_used = False
+        self.is_reusable = False
+
+    async def exchange(self, method: str, head: bytes, body: bytes, call: Call) -> HttpAnswer:
+        """Send one request and wait for its answer; when cancelled, the connection is dropped."""
+        is_first, self._is_used = not self._is_used, True
+        if self._transport.is_closing():
+            raise StaleConnectionError
+        self._parser = AnswerParser(method, call.where)
+        self._answer = asyncio.get_running_loop().create_future()
+        self.is_reusable = False
+        try:
+            self._transport.write(head + body)
+            answer = await self._answer
+        except (OSError, ServerUnavailableError) as error:
+            if not (is_first or self._parser.has_begun or isinstance(error, TIMEOUTS)):
+                raise StaleConnectionError from error
+            raise
+        finally:
+            is_reusable = self._parser.is_reusable
+            self._answer = None
+        self.is_reusable = is_reusable and not self._transport.is_closing()
+        return answer
+
+    async def start_tls(self, context: Any, host: str) -> None:
+        """Encrypt what follows."""
+        loop = asyncio.get_running_loop()
+        self._transport = await loop.start_tls(self._transport, self, context, server_hostname=host)
+
+    def abort(self) -> None:
+        """Drop the connection without waiting for anything."""
+        if self._transport is not None:
+            with contextlib.suppress(RuntimeError):  # its event loop has ended
+                self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._feed(data)
+
+    def eof_received(self) -> None:
+        self._feed(b"")
+
+    def connection_lost(self, error: Optional[Exception]) -> None:
+        self.is_reusable = False
+        if self._answer is not None and not self._answer.done():
+            if error is not None:
+                self._answer.set_exception(error)
+            else:
+                self._feed(b"")
+
+    def _feed(self, data: bytes) -> None:
+        if self._parser is None or self._answer is None or self._answer.done():
+            self.is_reusable = False  # nothing was asked
+            self.abort()
+            return
+        try:
+            answer = self._parser.feed(data)
+        except BertronError as error:
+            self._answer.set_exception(error)
+            return
+        if answer is not None:
+            self._answer.set_result(answer)
+
+
+class AsyncHttpTransport:
+    """Connections are opened when needed and kept for the next call, by one event loop."""
+
+    def __init__(self, url: Url, options: Options) -> None:
+        self._route = Route(url, options)
+        self._options = options
+        self._idle: List[_Connection] = []
+        self._is_closed = False
+
+    async def perform(self, operation: Operation, call: Call) -> Any:
+        """Return the operation's result."""
+        request = wire.encode(operation, call.remaining_us, self._options.compression)
+        head, body = self._route.request_bytes(request, trace_headers())
+        try:
+            async with deadline_of(call):
+                answer = await self._exchange(request.method, head, body, call)
+        except BertronError:
+            raise
+        except OSError as error:
+            raise fault_of(error, call) from error
+        return wire.decode(operation, answer, call.where)
+
+    async def close(self) -> None:
+        """Drop every idle connection; one in use is dropped when its call ends."""
+        self._is_closed = True
+        idle = list(self._idle)
+        self.forget()
+        if idle:
+            await asyncio.sleep(0)  # the loop closes an aborted socket on its next round
+
+    def forget(self) -> None:
+        """Let go of every idle connection."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.abort()
+
+    async def _exchange(self, method: str, head: bytes, body: bytes, call: Call) -> HttpAnswer:
+        """Use a kept connection, and a new one if the server has closed that meanwhile."""
+        connection = self._take() or await self._connect(call)
+        try:
+            try:
+                return await connection.exchange(method, head, body, call)
+            except StaleConnectionError:
+                connection.abort()
+                connection = await self._connect(call)
+                return await connection.exchange(method, head, body, call)
+        finally:
+            self._give_back(connection)
+
+    def _take(self) -> Optional[_Connection]:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_reusable:
+                return connection
+            connection.abort()
+        if self._is_closed:
+            raise RuntimeError("the client is closed")
+        return None
+
+    def _give_back(self, connection: _Connection) -> None:
+        if (
+            connection.is_reusable
+            and not self._is_closed
+            and len(self._idle) < MAX_IDLE_CONNECTIONS
+        ):
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    async def _connect(self, call: Call) -> _Connection:
+        """Open a connection: to the server or the proxy, then the tunnel, then TLS."""
+        route = self._route
+        timeout_s = self._options.connect_timeout_s
+        connecting = call.limited(timeout_s)
+        connection = _Connection()
+        try:
+            async with deadline_of(connecting):
+                await self._open(connection, connecting)
+        except DeadlineExceededError as error:
+            connection.abort()
+            raise connect_fault(route.host, route.port, timeout_s, call) from error
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    async def _open(self, connection: _Connection, call: Call) -> None:
+        route = self._route
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection,
+                route.host,
+                route.port,
+                happy_eyeballs_delay=_NEXT_ADDRESS_AFTER_S,
+            )
+        except UnicodeError as error:  # no name that DNS could hold
+            raise OSError(f"{route.host} cannot be resolved: {error}") from error
+        if route.tunnel_request is not None:
+            answer = await connection.exchange("CONNECT", route.tunnel_request, b"", call)
+            if not 200 <= answer.status < 300:
+                raise tunnel_fault(answer.status, call)
+        if route.ssl_context is not None:
+            await connection.start_tls(route.ssl_context, route.url.host)
