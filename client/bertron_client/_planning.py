@@ -10,8 +10,8 @@ from typing import Deque, Dict, Iterator, List, Optional, Sequence
 from ._exceptions import InvalidInputError
 from ._models import Embedding, Embeddings
 
-# UTF-8 of one request's texts; a longer text travels alone. More than any BERT reads of 64 texts at 6
-# bytes a token, and so little that four requests at once cost no memory to speak of.
+# UTF-8 of one request's texts; a longer text travels alone. More than any BERT reads of 64 texts,
+# and so little that four requests at once cost no memory to speak of.
 MAX_REQUEST_BYTES = 1024 * 1024
 
 

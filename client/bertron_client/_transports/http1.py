@@ -95,7 +95,7 @@ class AnswerParser:
         lines = self._buffer[:end].decode("latin-1").split("\r\n")
         del self._buffer[: end + 4]
         version, _, rest = lines[0].partition(" ")
-        status = rest[:3]
+        status = rest.partition(" ")[0]
         if not (version.startswith("HTTP/1.") and status.isdecimal() and len(status) == 3):
             raise self._bad(f"its first line is {lines[0][:80]!r}")
         self._status = int(status)
