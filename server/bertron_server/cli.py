@@ -35,6 +35,7 @@ COMMANDS = {
     ),
     "serve": Command("bertron_server.serve", "run Triton server with a model repository", "server"),
     "encode": Command("bertron_server.encode", "turn a file of texts into embeddings", "encode"),
+    "info": Command("bertron_server.info", "say what a running server serves", "encode"),
     "health": Command("bertron_server.health", "ask a running server for one embedding", "encode"),
 }
 
