@@ -47,6 +47,10 @@ def quantize(
 ) -> None:
     """Give ``model`` int8 weights in place, as many as keep its embeddings, and bfloat16 else.
 
+    Int8 products are the same on every CPU that has the library. Those of bfloat16 are float32,
+    over the rounded weights, where the CPU has no quick bfloat16; what other CPUs then round
+    besides is an order below what BUDGET leaves.
+
     Args:
         model: In float32, with weights as loaded, [N, K].
         texts: Packed texts that stand for those to come.
@@ -54,15 +58,14 @@ def quantize(
         progress: Told what is going on.
 
     Raises:
-        ExportError: This CPU cannot multiply int8, so that nothing could be measured.
+        ExportError: Without the CPU library no int8 is multiplied, and nothing could be measured.
     """
     import bertron_kernels
 
-    runs = bertron_kernels.implementation("cpu")
-    if runs not in ("avx512_vnni", "avx512_bf16"):
+    if bertron_kernels.implementation("cpu") == "eager":
         raise ExportError(
-            "int8 is chosen by measurement, which needs a CPU with AVX-512 VNNI and the CPU library"
-            f" (python -m bertron_kernels.build); this one runs {runs}"
+            "int8 is chosen by measurement, which needs the CPU library: build it with"
+            " python -m bertron_kernels.build, and leave BERTRON_CPU_KERNELS unset"
         )
     products = [(layer, name) for layer in model.layers for name in LINEARS]
     wide = [getattr(layer, f"{name}_weight").detach() for layer, name in products]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bertron_kernels import implementation
 from bertron_torchscript.bert import LINEARS
 from bertron_torchscript.checkpoint import read_checkpoint
 from bertron_torchscript.export import build
@@ -62,6 +63,7 @@ def quantized(directory, texts, required):
     return chosen, float(torch.nn.functional.cosine_similarity(*pair).min()), said
 
 
+@pytest.mark.skipif(implementation("cpu") == "eager", reason="the CPU library is not built")
 def test_the_stricter_the_gate_the_fewer_products_are_int8(tmp_path, texts):
     directory = make_checkpoint(tmp_path)
     counts = []

@@ -61,7 +61,7 @@ void pack_values(const Head<T>& h, int64_t words, int64_t padded_dim, uint32_t* 
         const vi low = reinterpret_cast<vi>(load_some(first, left));
         const vi high = has_second ? reinterpret_cast<vi>(load_some(first + h.stride, left)) : vi{};
         const vi word = ((low >> 16) & 0xffff) | high;
-        std::memcpy(place + d, &word, 64);
+        std::memcpy(place + d, &word, sizeof word);
       }
     }
   }

@@ -2,7 +2,8 @@
 //
 // A packed weight is cut into panels of 64 output columns; a panel holds, for each 32-bit word of
 // the reduction (1 float, 2 bf16 or 4 int8), the 64 columns' words side by side. One word of an
-// activation row is broadcast against it: 1 instruction for 16 columns and 1, 2 or 4 terms.
+// activation row is broadcast against it: 1 instruction for 16 columns and 1, 2 or 4 terms with
+// AVX-512.
 #pragma once
 
 #include <algorithm>
@@ -18,24 +19,27 @@ namespace {
 using bertron::kPanel;
 using bertron::Product;
 
-// Rows x columns of one register tile: with 32 registers, 6 x 4 of 16 lanes accumulate; with
-// AVX2's 16 half as wide ones, 6 x 1.
+// Rows x columns of one register tile: of 32 registers, 6 x 4 accumulate; of AVX2's 16, 6 x 2.
 constexpr int kTileRows = 6;
 #ifdef __AVX512F__
 constexpr int kTileVectors = 4;
 #else
-constexpr int kTileVectors = 1;
+constexpr int kTileVectors = 2;
 #endif
 constexpr int64_t kTileColumns = kTileVectors * kLanes;
 // Rows that one thread carries through all panels: their inputs and float outputs stay in L2.
 constexpr int64_t kChunkRows = 96;
 
+// A word of a caller's bf16 row, which may start at any bf16.
+typedef uint32_t word_u __attribute__((aligned(2)));
+
 struct DotF32 {
   static constexpr Product product = Product::f32;
+  static constexpr int row_words = 1;  // of a row, for each word of a column
   using Accumulator = vf;
-  BERTRON_INLINE vf dot(vf total, uint32_t a, const uint32_t* b) {
+  BERTRON_INLINE vf dot(vf total, const word_u* a, const uint32_t* b) {
     float value;
-    std::memcpy(&value, &a, 4);
+    std::memcpy(&value, a, 4);
     return total + splat(value) * load(reinterpret_cast<const float*>(b));
   }
 };
@@ -43,29 +47,41 @@ struct DotF32 {
 #ifdef __AVX512BF16__
 struct DotBf16 {
   static constexpr Product product = Product::bf16;
+  static constexpr int row_words = 1;
   using Accumulator = vf;
-  BERTRON_INLINE vf dot(vf total, uint32_t a, const uint32_t* b) {
+  BERTRON_INLINE vf dot(vf total, const word_u* a, const uint32_t* b) {
     return reinterpret_cast<vf>(_mm512_dpbf16_ps(
-        reinterpret_cast<__m512>(total), reinterpret_cast<__m512bh>(_mm512_set1_epi32(a)),
+        reinterpret_cast<__m512>(total), reinterpret_cast<__m512bh>(_mm512_set1_epi32(*a)),
         reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))));
   }
 };
 #endif
 
-#ifdef __AVX512VNNI__
+// Unsigned activations times signed weights: sums within 32 bits up to bertron::kMaxInt8Inputs, and
+// the same ones on every CPU.
 struct DotInt8 {
   static constexpr Product product = Product::int8;
+#ifdef __AVX512VNNI__
+  static constexpr int row_words = 1;
   using Accumulator = vi;
-  // Unsigned activations times signed weights: sums within 32 bits up to bertron::kMaxInt8Inputs.
-  BERTRON_INLINE vi dot(vi total, uint32_t a, const uint32_t* b) {
+  BERTRON_INLINE vi dot(vi total, const word_u* a, const uint32_t* b) {
     return reinterpret_cast<vi>(_mm512_dpbusd_epi32(
-        reinterpret_cast<__m512i>(total), _mm512_set1_epi32(a), _mm512_loadu_si512(b)));
+        reinterpret_cast<__m512i>(total), _mm512_set1_epi32(*a), _mm512_loadu_si512(b)));
   }
-};
+#else
+  // AVX2's product of bytes saturates at 16 bits; that of 16-bit values is exact. The weights are
+  // widened here, for all rows of a tile; the rows' even and odd bytes once, by `widen_row`.
+  static constexpr int row_words = 2;
+  using Accumulator = vi;
+  BERTRON_INLINE vi dot(vi total, const word_u* a, const uint32_t* b) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+    const __m256i odd = _mm256_srai_epi16(bytes, 8);
+    return total + reinterpret_cast<vi>(_mm256_madd_epi16(_mm256_set1_epi32(a[0]), even)) +
+           reinterpret_cast<vi>(_mm256_madd_epi16(_mm256_set1_epi32(a[1]), odd));
+  }
 #endif
-
-// A word of a caller's bf16 row, which may start at any bf16.
-typedef uint32_t word_u __attribute__((aligned(2)));
+};
 
 // ROWS x VECTORS sums over `words` words, written as they are: out[row * out_stride + column].
 template <class Dot, int ROWS, int VECTORS>
@@ -82,7 +98,8 @@ void tile(const word_u* a, int64_t a_stride, const uint32_t* b, int64_t b_stride
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 8
       for (int j = 0; j < VECTORS; ++j)
-        total[i][j] = Dot::dot(total[i][j], a[i * a_stride + word], b + j * kLanes);
+        total[i][j] =
+            Dot::dot(total[i][j], a + i * a_stride + word * Dot::row_words, b + j * kLanes);
     b += b_stride;
   }
 #pragma GCC unroll 8
@@ -163,12 +180,20 @@ QuantizedRow row_to_int8(const T* x, const float* input_scale, int64_t k, uint32
   for (int64_t c = 0; c < k; c += kLanes) {
     vf v = (scaled(c) * inverse + magic) - magic + offset;
     v = vmax(vmin(v, splat(255.f)), splat(0.f));
-    typedef uint8_t vb __attribute__((vector_size(16)));
     const vb narrow = __builtin_convertvector(__builtin_convertvector(v, vi), vb);
     std::memcpy(values + c, &narrow, std::min(kLanes, k - c));
   }
   for (int64_t c = k; c % 4; ++c) values[c] = 0;
   return row;
+}
+
+// Words of 4 bytes to pairs of words, in place: bytes 0 and 2 in 16 bits each, then 1 and 3.
+BERTRON_INLINE void widen_row(uint32_t* row, int64_t words) {
+  for (int64_t word = words; word-- > 0;) {
+    const uint32_t bytes = row[word];
+    row[2 * word] = bytes & 0xff00ff;
+    row[2 * word + 1] = bytes >> 8 & 0xff00ff;
+  }
 }
 
 // One row's layer norm, two passes over `values` (fp32), which it leaves centred.
@@ -240,7 +265,7 @@ struct Gemm {
       *stride = words;
       return reinterpret_cast<const word_u*>(x + begin * p.k);
     }
-    *stride = words + 16;  // room for the last vector's store
+    *stride = words * Dot::row_words + 16;  // room for the last vector's store
     uint32_t* out = scratch<uint32_t>(0, (end - begin) * *stride);
     for (int64_t row = begin; row < end; ++row) {
       uint32_t* place = out + (row - begin) * *stride;
@@ -248,6 +273,7 @@ struct Gemm {
       if constexpr (Dot::product == Product::bf16) row_to_bf16(x + row * p.k, p.k, place);
       if constexpr (Dot::product == Product::int8)
         rows[row - begin] = row_to_int8(x + row * p.k, p.input_scale, p.k, place);
+      if constexpr (Dot::row_words == 2) widen_row(place, words);
     }
     return out;
   }
@@ -288,7 +314,7 @@ struct Gemm {
   // Integer sums to real ones, but for the columns' scales; the offset of the row is taken back.
   BERTRON_INLINE vf unquantized(vf stored, const QuantizedRow& row, const uint32_t* column_sums) {
     vi sums;
-    std::memcpy(&sums, column_sums, 64);
+    std::memcpy(&sums, column_sums, sizeof sums);
     return __builtin_convertvector(reinterpret_cast<vi>(stored) - sums * row.zero, vf) * row.scale;
   }
 };
@@ -362,8 +388,8 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
 }
 
 // [N, K] row by row to panels.
-void pack(const void* weight, Product stored, const float* scale, const float* input_scale,
-          int64_t n, int64_t k, Product product, void* packed) {
+void pack(const void* weight, Product stored, int64_t n, int64_t k, Product product,
+          void* packed) {
   const int64_t words = bertron::words(product, k), per_word = bertron::values_per_word(product);
   std::fill_n(static_cast<uint32_t*>(packed), bertron::panels(n) * words * kPanel, 0);
   for (int64_t row = 0; row < n; ++row) {
@@ -381,9 +407,6 @@ void pack(const void* weight, Product stored, const float* scale, const float* i
       float value = 0;
       if (stored == Product::f32) value = static_cast<const float*>(weight)[row * k + c];
       if (stored == Product::bf16) value = widen(static_cast<const bf16*>(weight)[row * k + c]);
-      if (stored == Product::int8)
-        value = static_cast<const int8_t*>(weight)[row * k + c] * scale[row] *
-                (input_scale ? input_scale[c] : 1.f);
       if (product == Product::f32) {
         std::memcpy(word, &value, 4);
       } else {

@@ -117,7 +117,7 @@ Product product_of(const Tensor& packed) {
   const ScalarType type = packed.scalar_type();
   if (type == ScalarType::Float) return Product::f32;
   if (type == ScalarType::BFloat16 && kernels().has_bf16) return Product::bf16;
-  STD_TORCH_CHECK(type == ScalarType::Char && kernels().has_int8, "weight has dtype ",
+  STD_TORCH_CHECK(type == ScalarType::Char, "weight has dtype ",
                   name_of(type), ", expected what pack_weight gives with ", kernels().name);
   return Product::int8;
 }
@@ -143,16 +143,14 @@ Tensor pack_weight(const Tensor weight, const std::optional<Tensor> scale,
   const Product stored = type == ScalarType::Float      ? Product::f32
                          : type == ScalarType::BFloat16 ? Product::bf16
                                                         : Product::int8;
-  const Product product = stored == Product::bf16 && kernels().has_bf16   ? Product::bf16
-                          : stored == Product::int8 && kernels().has_int8 ? Product::int8
-                                                                          : Product::f32;
+  const Product product =
+      stored == Product::bf16 && !kernels().has_bf16 ? Product::f32 : stored;
   const ScalarType packed_type = product == Product::f32    ? ScalarType::Float
                                  : product == Product::bf16 ? ScalarType::BFloat16
                                                             : ScalarType::Char;
   Tensor packed =
       empty({panels(n), words(product, k), kPanel, values_per_word(product)}, packed_type);
-  kernels().pack(weight.const_data_ptr(), stored, static_cast<const float*>(pointer(scale)),
-                 static_cast<const float*>(pointer(input_scale)), n, k, product, packed.mutable_data_ptr());
+  kernels().pack(weight.const_data_ptr(), stored, n, k, product, packed.mutable_data_ptr());
   return packed;
 }
 

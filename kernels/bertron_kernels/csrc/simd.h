@@ -1,4 +1,5 @@
-// Sixteen floats at a time, in GCC's vector types: one register under AVX-512, two under AVX2.
+// One register of floats in GCC's vector types: 16 under AVX-512, 8 under AVX2. Types wider than a
+// register GCC keeps in memory: AVX2's products took ten times as long.
 #pragma once
 
 #include <immintrin.h>
@@ -10,15 +11,21 @@
 
 namespace {
 
+#ifdef __AVX512F__
 constexpr int64_t kLanes = 16;
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
+#else
+constexpr int64_t kLanes = 8;
+#endif
+typedef float vf __attribute__((vector_size(4 * kLanes)));
+typedef int32_t vi __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t vh __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t vb __attribute__((vector_size(kLanes)));
 typedef vf vf_u __attribute__((aligned(4)));
 typedef vh vh_u __attribute__((aligned(2)));
 
-BERTRON_INLINE vf splat(float value) { return vf{} + value; }
-BERTRON_INLINE vi splat(int32_t value) { return vi{} + value; }
+// Minus zero, not plus: that would be an addition, for the sake of -0.
+BERTRON_INLINE vf splat(float value) { return value - vf{}; }
+BERTRON_INLINE vi splat(int32_t value) { return value - vi{}; }
 // Where either is NaN, `b`: as the instruction.
 BERTRON_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 BERTRON_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
@@ -105,8 +112,8 @@ BERTRON_INLINE vf exp2_of(vf x) {
   return p * reinterpret_cast<vf>(exponent);
 }
 
-// x * Phi(x), exact GELU, as max(x, 0) - a * Phi(-a) with a = |x|: what is approximated is small, so
-// that its error is too. Phi(-a) is 1 / (2 P(a)^8), a form of Abramowitz and Stegun 1964 (7.1.28),
+// x * Phi(x), exact GELU, as max(x, 0) - a * Phi(-a) with a = |x|: what is approximated is small,
+// and so is its error. Phi(-a) is 1 / (2 P(a)^8), a form of Abramowitz and Stegun 1964 (7.1.28),
 // fitted to an error of 5e-8 in a * Phi(-a); tests/kernels hold it against float64.
 BERTRON_INLINE vf gelu_of(vf x) {
   const vf a = vmin(splat(30.f), vmax(x, -x));  // from 14 on P^8 outgrows a; a NaN stays one
