@@ -5,6 +5,8 @@ import sys
 from collections import deque
 
 import numpy as np
+import pandas
+import polars
 import pyarrow as pa
 import pytest
 from bertron_client import InvalidInputError
@@ -15,19 +17,13 @@ TEXTS = ["one", "two words", "", "żółw 🐢"]
 
 def pandas_series(dtype):
     def make(texts):
-        pandas = pytest.importorskip("pandas")
         return pandas.Series(texts, index=[7, 3, 5, 1], dtype=dtype)  # labels are not places
 
     return make
 
 
 def labelled_series(texts):
-    pandas = pytest.importorskip("pandas")
     return pandas.Series(texts, index=["columns", "column_names", "to_pylist", "a"])
-
-
-def polars_series(texts):
-    return pytest.importorskip("polars").Series("text", texts)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +47,7 @@ def polars_series(texts):
         pandas_series("string"),
         pandas_series("category"),
         labelled_series,
-        polars_series,
+        lambda texts: polars.Series("text", texts),
     ],
 )
 def test_ordered_collections_become_lists_of_str(make):
@@ -88,15 +84,7 @@ def test_what_is_no_collection_is_a_type_error(texts):
         collect_texts(texts, "texts")
 
 
-def pandas_table(columns):
-    return pytest.importorskip("pandas").DataFrame(columns)
-
-
-def polars_table(columns):
-    return pytest.importorskip("polars").DataFrame(columns)
-
-
-@pytest.mark.parametrize("make", [pa.table, pa.record_batch, pandas_table, polars_table])
+@pytest.mark.parametrize("make", [pa.table, pa.record_batch, pandas.DataFrame, polars.DataFrame])
 def test_a_table_is_a_type_error_that_names_its_columns(make):
     table = make({"id": ["1", "2"], "text": ["a", "b"]})
     words = rf"texts is a {type(table).__name__} with the columns id, text; give one of them, as in"
@@ -111,7 +99,6 @@ def test_a_table_of_many_columns_names_the_first_ones():
 
 
 def test_a_lazy_table_is_a_type_error_and_is_not_computed():
-    polars = pytest.importorskip("polars")
     with pytest.raises(TypeError):
         collect_texts(polars.LazyFrame({"text": ["a"]}), "texts")
 
@@ -145,7 +132,6 @@ def test_what_is_no_text_is_named_by_its_place(texts, kind):
 
 
 def test_a_missing_value_of_pandas_or_polars_is_named_by_its_place():
-    polars, pandas = pytest.importorskip("polars"), pytest.importorskip("pandas")
     for texts in (
         polars.Series(["a", None]),
         *(pandas.Series(["a", None], dtype=dtype) for dtype in (object, "string", "category")),

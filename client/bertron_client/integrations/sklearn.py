@@ -52,7 +52,9 @@ class BertronVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.timeout_s = timeout_s
         self.client_options = client_options
 
-    def fit(self, texts: Iterable[str], y: Any = None) -> BertronVectorizer:  # noqa: ARG002
+    # The texts are X, the name under which scikit-learn hands them on.
+
+    def fit(self, X: Iterable[str], y: Any = None) -> BertronVectorizer:  # noqa: ARG002, N803
         """Ask the server how many components its vectors have; the texts are not read.
 
         Raises:
@@ -67,18 +69,18 @@ class BertronVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self._n_features_out = size  # what the mixin makes names of
         return self
 
-    def transform(self, texts: Iterable[str]) -> NDArray[np.float32]:
+    def transform(self, X: Iterable[str]) -> NDArray[np.float32]:  # noqa: N803
         """Return one row for each text, [n, E] float32.
 
         Args:
-            texts: As for ``Client.embed``: a list, an array, a column of a table.
+            X: The texts, as for ``Client.embed``: a list, an array, a column of a table.
 
         Raises:
             BertronError: As ``Client.embed``.
-            TypeError: ``texts`` is a single str or a table.
+            TypeError: ``X`` is a single str or a table.
         """
         embeddings = self._opened().embed(
-            texts,
+            X,
             truncate=self.truncate,
             normalize=self.normalize,
             dimensions=self.dimensions,

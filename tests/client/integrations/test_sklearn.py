@@ -39,7 +39,8 @@ def test_texts_become_rows(server, protocol, collection):
     rows = vectorizer.fit_transform(collection(TEXTS))
     np.testing.assert_array_equal(rows, expected(TEXTS))
     assert rows.dtype == np.float32
-    assert vectorizer.fit(TEXTS) is vectorizer
+    assert vectorizer.fit(X=TEXTS) is vectorizer
+    np.testing.assert_array_equal(vectorizer.transform(X=TEXTS), rows)
     vectorizer.close()
 
 
