@@ -11,7 +11,6 @@ import pytest
 from bertron_client import InvalidInputError, ServerError
 from bertron_client.bert_as_service import BertClient, PoolingStrategy, Response
 from bertron_client.bert_as_service._client import MAX_SENDERS
-from bertron_client.testing import MockTransport
 from fake_triton_server import (
     MAX_CHARACTERS,
     MAX_TOKENS,
@@ -166,6 +165,8 @@ def test_the_address_is_made_of_ip_port_and_protocol():
 
 
 def test_arguments_of_the_client_below_are_passed_on():
+    from bertron_client.testing import MockTransport
+
     with BertClient(url="http://mock", transport=MockTransport(embedding_size=3)) as bc:
         assert bc.encode(["a", "b"]).shape == (2, 3)
 
