@@ -34,7 +34,7 @@ def test_a_wait_for_a_place_ends_with_the_time_limit(concurrent, server):
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError, match=r"all 2 places were taken .* within 0\.2 s"):
         concurrent.encode(["a"], timeout=200)
-    assert 0.15 < time.monotonic() - started < 0.7
+    assert 0.15 < time.monotonic() - started < 2.2
     server.behaviour.fault = None
     server.behaviour.released.set()
     assert len(concurrent.fetch_all()) == 2
