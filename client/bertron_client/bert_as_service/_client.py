@@ -263,7 +263,7 @@ class BertClient:
             "port": self.port,
             "port_out": self.port_out,
             "server_ip": self.ip,
-            "client_version": importlib.metadata.version("bertron"),
+            "client_version": _version(),
             "timeout": self.timeout,
         }
 
@@ -328,6 +328,13 @@ class BertClient:
                 f"and were cut at the end; the first is text {answer.cut[0]}",
                 stacklevel=stacklevel,
             )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("bertron")
+    except importlib.metadata.PackageNotFoundError:  # a copied folder, not an installation
+        return "unknown"
 
 
 def _show(config: Dict[str, Any]) -> None:
