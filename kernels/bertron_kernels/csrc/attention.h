@@ -15,32 +15,33 @@ struct Head {
   int64_t length, stride, head_dim, y_stride;
 };
 
-// Keys to panels of words, as a packed weight: [panels][words of D][64].
+// Keys to panels of words, as a packed weight.
 template <class Dot, class T>
 void pack_keys(const Head<T>& h, int64_t words, uint32_t* out) {
   constexpr int64_t per_word = bertron::values_per_word(Dot::product);
   const int64_t panels = bertron::panels(h.length);
   for (int64_t panel = 0; panel < panels; ++panel) {
-    uint32_t* place = out + panel * words * kPanel;
     const int64_t count = std::min(kPanel, h.length - panel * kPanel);
     for (int64_t s = 0; s < count; ++s) {
+      uint32_t* place = out + panel * words * kPanel + column_place(s, words);
       const T* key = h.key + (panel * kPanel + s) * h.stride;
       if (sizeof(T) * per_word == 4 && h.head_dim % per_word == 0) {
         for (int64_t w = 0; w < words; ++w)
-          std::memcpy(place + w * kPanel + s, key + w * per_word, 4);
+          std::memcpy(place + w * kTileColumns, key + w * per_word, 4);
       } else {
-        for (int64_t w = 0; w < words; ++w) place[w * kPanel + s] = 0;
+        for (int64_t w = 0; w < words; ++w) place[w * kTileColumns] = 0;
         for (int64_t d = 0; d < h.head_dim; ++d) {
           const vf value = splat(widen(key[d]));
-          char* word = reinterpret_cast<char*>(place + d / per_word * kPanel + s);
+          char* word = reinterpret_cast<char*>(place + d / per_word * kTileColumns);
           if constexpr (per_word == 1) std::memcpy(word, &value, 4);
           else reinterpret_cast<bf16*>(word)[d % 2] = to_bf16(value)[0];
         }
       }
     }
-    for (int64_t w = 0; w < words; ++w)  // scores of keys that do not exist are never read
-      for (int64_t s = count; s < (count + kLanes - 1) / kLanes * kLanes; ++s)
-        place[w * kPanel + s] = 0;
+    // Scores of keys that do not exist are never read.
+    for (int64_t s = count; s < (count + kLanes - 1) / kLanes * kLanes; ++s)
+      for (int64_t w = 0; w < words; ++w)
+        out[panel * words * kPanel + column_place(s, words) + w * kTileColumns] = 0;
   }
 }
 
@@ -102,8 +103,9 @@ void attend(const Head<T>& h, float scale) {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t left = h.length - panel * kPanel;
       const int64_t columns = (std::min(kPanel, left) + kLanes - 1) / kLanes * kLanes;
-      tile_columns<Dot>(count, query, query_stride, keys + panel * key_words * kPanel, kPanel,
-                        columns, key_words, scores + panel * kPanel, padded);
+      tile_columns<Dot>(count, query, query_stride, keys + panel * key_words * kPanel, kTileColumns,
+                        key_words * kTileColumns, columns, key_words, scores + panel * kPanel,
+                        padded);
     }
     float inverse[kTileRows];
     for (int64_t i = 0; i < count; ++i) {
@@ -124,8 +126,8 @@ void attend(const Head<T>& h, float scale) {
       inverse[i] = 1.f / sum(total);
     }
     const uint32_t* left_side = per_word == 1 ? reinterpret_cast<const uint32_t*>(scores) : weights;
-    tile_columns<Dot>(count, left_side, padded / per_word, values, padded_dim, padded_dim,
-                      value_words, context, padded_dim);
+    tile_columns<Dot>(count, left_side, padded / per_word, values, padded_dim, kTileColumns,
+                      padded_dim, value_words, context, padded_dim);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t d = 0; d < h.head_dim; d += kLanes)
         store_some(h.y + (s0 + i) * h.y_stride + d, load(context + i * padded_dim + d) * inverse[i],
