@@ -52,6 +52,11 @@ class Limits:
         return self.steps[0] if self.steps else None
 
 
+def embedding_output_bytes(count: int, embedding_size: int) -> Dict[str, int]:
+    """Return how many bytes each output of ``embed`` has for ``count`` texts."""
+    return {EMBEDDING: 4 * count * embedding_size, TOKEN_COUNT: 4 * count, TRUNCATED: count}
+
+
 def read_embeddings(outputs: Mapping[str, Output], count: int, embedding_size: int) -> Embeddings:
     """Return the answer to one request of ``count`` texts.
 

@@ -21,6 +21,7 @@ from typing import (
 )
 
 from ._base_client import (
+    CLOSE_TIMEOUT_S,
     DEFAULT_CONNECT_TIMEOUT_S,
     DEFAULT_REQUESTS_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
@@ -75,6 +76,7 @@ class AsyncClient(BaseClient):
         compression: Optional[str] = None,
         tls: Optional[Tls] = None,
         proxy: Optional[str] = None,
+        shared_memory: bool = False,
         transport: Union[AsyncTransport, Transport, None] = None,
     ) -> None:
         super().__init__(
@@ -89,6 +91,7 @@ class AsyncClient(BaseClient):
             compression=compression,
             tls=tls,
             proxy=proxy,
+            shared_memory=shared_memory,
             transport=transport,
         )
         self._loop: Optional[asyncio.AbstractEventLoop] = None
@@ -182,7 +185,10 @@ class AsyncClient(BaseClient):
 
     async def close(self) -> None:
         """Drop all connections. Any later call raises RuntimeError."""
-        self._is_closed = True
+        if not self._is_closed:
+            call = self._call(CLOSE_TIMEOUT_S)
+            self._is_closed = True
+            await self._run(self._flows.close(), call)
         await self._transport.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -213,15 +219,17 @@ class AsyncClient(BaseClient):
         """Do the steps of a flow in this task, and return what it returns."""
         send: Callable[[Any], Step] = flow.send
         value: Any = None
-        while True:
-            try:
+        try:
+            while True:
                 step = send(value)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                send, value = flow.send, await self._do(step, call)
-            except BertronError as error:
-                send, value = flow.throw, error
+                try:
+                    send, value = flow.send, await self._do(step, call)
+                except BertronError as error:
+                    send, value = flow.throw, error
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            flow.close()
 
     async def _do(self, step: Step, call: Call) -> Any:
         if isinstance(step, Pause):

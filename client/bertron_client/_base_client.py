@@ -16,6 +16,7 @@ DEFAULT_CONNECT_TIMEOUT_S = 5.0
 # Enough for the server's batcher to have requests waiting while others travel, and few enough that
 # one caller with a long list does not fill the server's queue.
 DEFAULT_REQUESTS_IN_FLIGHT = 4
+CLOSE_TIMEOUT_S = 2.0  # for giving back what the server keeps for a client
 
 
 class BaseClient:
@@ -35,6 +36,7 @@ class BaseClient:
         compression: Optional[str],
         tls: Optional[Tls],
         proxy: Optional[str],
+        shared_memory: bool,
         transport: Any,
     ) -> None:
         self._url: Url = parse_url(url)
@@ -47,7 +49,9 @@ class BaseClient:
         self._model = model
         self._timeout_s = checked_timeout_s(timeout_s)
         self._max_requests_in_flight = max_requests_in_flight
-        self._flows = Flows(str(self._url), model, retry or RetryPolicy())
+        self._flows = Flows(
+            str(self._url), model, retry or RetryPolicy(), _regions() if shared_memory else None
+        )
         options = make_options(
             self._url,
             connect_timeout_s=checked_timeout_s(connect_timeout_s, "connect_timeout_s"),
@@ -71,6 +75,7 @@ class BaseClient:
         if os.getpid() != self._process_id:  # a fork: what is open belongs to the parent
             self._process_id = os.getpid()
             self._transport.forget()
+            self._flows.forget()
         return Call(self._flows.where, self._timeout_s if timeout_s is None else timeout_s)
 
     def __repr__(self) -> str:
@@ -78,3 +83,11 @@ class BaseClient:
             f"{type(self).__name__}({str(self._url)!r}, model={self._model!r}, "
             f"timeout_s={self._timeout_s:g})"
         )
+
+
+def _regions() -> Any:
+    if os.name != "posix":
+        raise ValueError("shared_memory needs a POSIX system, as the server's own is one")
+    from ._shared_memory import Regions
+
+    return Regions()

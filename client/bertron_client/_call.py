@@ -63,6 +63,11 @@ class Call:
         """As ``remaining_s``, in the server's unit."""
         return max(1, int(self.remaining_s() * 1e6))
 
+    @property
+    def left_s(self) -> float:
+        """Seconds left; 0 where there are none."""
+        return max(0.0, self._deadline - time.monotonic())
+
     def limited(self, timeout_s: float) -> Call:
         """Return this call with an earlier end; both are given up together."""
         part = copy.copy(self)

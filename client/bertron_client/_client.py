@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Type
 
 from ._base_client import (
+    CLOSE_TIMEOUT_S,
     DEFAULT_CONNECT_TIMEOUT_S,
     DEFAULT_REQUESTS_IN_FLIGHT,
     DEFAULT_TIMEOUT_S,
@@ -50,6 +51,8 @@ class Client(BaseClient):
         tls: Certificates, for https and grpcs; None trusts the system's authorities.
         proxy: Of HTTP and https: ``http://[user:password@]host:port``, or "environment" for
             HTTP_PROXY, HTTPS_PROXY and NO_PROXY; None connects directly.
+        shared_memory: Exchange tensors through POSIX shared memory, with a server on this machine
+            that allows it (``bertron serve --shared-memory``).
         transport: What carries the operations instead, such as ``testing.MockTransport``.
 
     Raises:
@@ -71,6 +74,7 @@ class Client(BaseClient):
         compression: Optional[str] = None,
         tls: Optional[Tls] = None,
         proxy: Optional[str] = None,
+        shared_memory: bool = False,
         transport: Optional[Transport] = None,
     ) -> None:
         super().__init__(
@@ -85,6 +89,7 @@ class Client(BaseClient):
             compression=compression,
             tls=tls,
             proxy=proxy,
+            shared_memory=shared_memory,
             transport=transport,
         )
 
@@ -245,7 +250,10 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Drop all connections. Any later call raises RuntimeError."""
-        self._is_closed = True
+        if not self._is_closed:
+            call = self._call(CLOSE_TIMEOUT_S)
+            self._is_closed = True
+            self._run(self._flows.close(), call)
         self._transport.close()
 
     def __enter__(self) -> Client:
@@ -268,15 +276,17 @@ class Client(BaseClient):
         """Do the steps of a flow in this thread, and return what it returns."""
         send: Callable[[Any], Step] = flow.send
         value: Any = None
-        while True:
-            try:
+        try:
+            while True:
                 step = send(value)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                send, value = flow.send, self._do(step, call)
-            except BertronError as error:
-                send, value = flow.throw, error
+                try:
+                    send, value = flow.send, self._do(step, call)
+                except BertronError as error:
+                    send, value = flow.throw, error
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            flow.close()
 
     def _do(self, step: Step, call: Call) -> Any:
         if isinstance(step, Pause):

@@ -7,7 +7,9 @@ of the steps below), is sent the result or thrown the error, and returns what th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import (
@@ -29,6 +31,7 @@ from ._answers import (
     TEXT_PAIR,
     TOKEN_OUTPUTS,
     Limits,
+    embedding_output_bytes,
     make_server_info,
     read_embeddings,
     read_limits,
@@ -44,11 +47,13 @@ from ._exceptions import (
     ModelNotFoundError,
     OverloadedError,
     ProtocolError,
+    ServerError,
     ServerUnavailableError,
 )
 from ._models import Embeddings, TokenizedText
 from ._planning import Batch, plan_batches
 from ._retry import RetryPolicy
+from ._shared_memory import Layout, Regions
 from ._texts import TextOptions, Texts
 from ._vectors import checked_dimensions, cut_and_normalize
 from ._wire import operations
@@ -58,6 +63,8 @@ from ._wire.tensors import bytes_tensor
 # A request's own queue timeout ends with the call's; which side notices first is chance, and
 # within this much of the end both mean the same to the caller.
 _DEADLINE_TIE_S = 0.1
+# Triton server 2.51's words.
+_UNKNOWN_REGION = re.compile(r"unable to find shared memory region", re.IGNORECASE)
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_PAUSE_S = (0.05, 0.5)  # first and longest pause between two probes
 
@@ -95,10 +102,13 @@ Flow = Generator[Step, Any, Any]
 class Flows:
     """The flows of one client, and what they remember of the server."""
 
-    def __init__(self, url: str, model: str, retry: RetryPolicy) -> None:
+    def __init__(
+        self, url: str, model: str, retry: RetryPolicy, regions: Optional[Regions] = None
+    ) -> None:
         self._url = url
         self._model = model
         self._retry = retry
+        self._regions = regions
         self.where = f"model '{model}' at {url}"
         self._limits: Optional[Limits] = None
 
@@ -133,7 +143,8 @@ class Flows:
         def one(batch: Batch) -> Flow:
             read = partial(read_tokens, count=len(batch.indices))
             model = str(limits.tokenizer)
-            answer = yield from self._infer(model, batch, options, TOKEN_OUTPUTS, read, call)
+            operation = _infer_operation(model, batch, options, TOKEN_OUTPUTS, {})
+            answer = yield from self._infer(operation, batch, read, call)
             for index, row in zip(batch.indices, answer):
                 rows[index] = row
 
@@ -149,7 +160,14 @@ class Flows:
         read = partial(
             read_embeddings, count=len(batch.indices), embedding_size=limits.embedding_size
         )
-        answer = yield from self._infer(self._model, batch, options, EMBEDDING_OUTPUTS, read, call)
+        operation = _infer_operation(
+            self._model,
+            batch,
+            options,
+            EMBEDDING_OUTPUTS,
+            embedding_output_bytes(len(batch.indices), limits.embedding_size),
+        )
+        answer = yield from self._infer(operation, batch, read, call)
         vectors = cut_and_normalize(answer.vectors, options.normalize, options.dimensions)
         return Embeddings(vectors, answer.token_counts, answer.truncated)
 
@@ -217,17 +235,18 @@ class Flows:
 
     def _infer(
         self,
-        model: str,
+        operation: Infer,
         batch: Batch,
-        options: TextOptions,
-        outputs: Sequence[str],
         read: Callable[[Mapping[str, Output]], Any],
         call: Call,
     ) -> Flow:
         """Return what ``read`` makes of the answer to one batch."""
-        operation = _infer_operation(model, batch, options, outputs)
         try:
-            answer = yield from self._ask(operation, call)
+            if self._regions is not None and operation.output_bytes:
+                once = partial(self._through_memory, operation, self._regions, call)
+                answer = yield from self._retrying(once, call)
+            else:
+                answer = yield from self._ask(operation, call)
             try:
                 return read(answer)
             except ProtocolError as error:
@@ -243,14 +262,59 @@ class Flows:
 
     def _ask(self, operation: Operation, call: Call) -> Flow:
         """Do one operation, and again where that can help."""
+        return (yield from self._retrying(lambda: _once(operation), call))
+
+    def _retrying(self, once: Callable[[], Flow], call: Call) -> Flow:
         for retries in itertools.count():
             try:
-                return (yield operation)
+                return (yield from once())
             except BertronError as error:
                 pause_s = self._retry.pause_s(error, retries)
                 if pause_s is None or call.is_over(within_s=pause_s):
                     raise
             yield Pause(pause_s)
+
+    def _through_memory(self, operation: Infer, regions: Regions, call: Call) -> Flow:
+        """Do an inference whose tensors lie in shared memory."""
+        yield from self._unregister(regions.due())
+        layout = Layout(operation)
+        region = regions.acquire(layout.byte_size)
+        is_answered = False  # else the server may still write into the region
+        try:
+            placed = layout.put(region)
+            if not region.is_registered:
+                yield operations.RegisterRegion(region.name, region.key, region.byte_size)
+                region.is_registered = True
+            try:
+                outputs = layout.take((yield placed), region)
+            except (InvalidInputError, OverloadedError, ServerError) as error:
+                is_answered = True
+                if _UNKNOWN_REGION.search(str(error)):  # another server by now: register anew
+                    region.is_registered = False
+                    raise ServerUnavailableError(str(error)) from error
+                raise
+            is_answered = True
+            return outputs
+        finally:
+            if is_answered:
+                regions.release(region)
+            else:
+                regions.abandon(region, call.left_s)
+
+    def close(self) -> Flow:
+        """Give back what the server keeps for this client."""
+        if self._regions is not None:
+            yield from self._unregister(self._regions.drain())
+
+    def forget(self) -> None:
+        """Let go of what belongs to the parent of this process."""
+        if self._regions is not None:
+            self._regions.forget()
+
+    def _unregister(self, names: Iterable[str]) -> Flow:
+        for name in names:
+            with contextlib.suppress(BertronError):  # then that server is not there any more
+                yield operations.UnregisterRegion(name)
 
     def _learn_from(self, error: BertronError) -> None:
         """Forget the limits where another model may answer under this url by now."""
@@ -268,8 +332,16 @@ def _output_size(options: TextOptions, limits: Limits) -> int:
     return checked_dimensions(options.dimensions, limits.embedding_size)
 
 
+def _once(operation: Operation) -> Flow:
+    return (yield operation)
+
+
 def _infer_operation(
-    model: str, batch: Batch, options: TextOptions, outputs: Sequence[str]
+    model: str,
+    batch: Batch,
+    options: TextOptions,
+    outputs: Sequence[str],
+    output_bytes: Dict[str, int],
 ) -> Infer:
     shape = (len(batch.indices), 1)
     inputs = [InputTensor(TEXT, shape, bytes_tensor(batch.texts))]
@@ -278,4 +350,4 @@ def _infer_operation(
     parameters: Dict[str, Union[str, bool]] = {"truncate": options.truncate}
     if options.is_pretokenized:
         parameters["is_pretokenized"] = True
-    return Infer(model, inputs, dict.fromkeys(outputs), parameters)
+    return Infer(model, inputs, dict.fromkeys(outputs), parameters, output_bytes)

@@ -12,7 +12,7 @@ from bertron_server.installation import Installation, Version
 
 # Closed to everyone: what changes the server, or reads and writes memory beyond a request.
 # Inference, metadata, health, model-config and statistics stay open.
-CLOSED_APIS = "shared-memory,model-repository,logging,trace"
+CLOSED_APIS = ("shared-memory", "model-repository", "logging", "trace")
 ADMIN_HEADER = "bertron-admin-key"
 
 # First region of each Python stub. The largest batch, 64 texts x 512 tokens x 3 int32 inputs, is
@@ -56,6 +56,8 @@ class ServerSettings:
         exit_timeout_s: How long a stop waits for accepted requests.
         admin_key: What the closed APIs ask for.
         shm_prefix: How the names of the Python stubs' shared memory begin.
+        shared_memory: Whether callers may exchange tensors through shared memory: they can then
+            make the server read and write any shared-memory object of this machine by its name.
         extra_args: Further flags, as they are.
     """
 
@@ -67,6 +69,7 @@ class ServerSettings:
     exit_timeout_s: int
     admin_key: str
     shm_prefix: str
+    shared_memory: bool = False
     extra_args: tuple[str, ...] = ()
 
 
@@ -77,6 +80,9 @@ def server_command(installation: Installation, settings: ServerSettings) -> list
         TritonServerError: ``extra_args`` sets a flag that has a setting of its own.
     """
     check_extra_args(settings.extra_args)
+    closed = ",".join(
+        api for api in CLOSED_APIS if not (api == "shared-memory" and settings.shared_memory)
+    )
     command = [
         str(installation.binary),
         f"--model-repository={settings.model_repository.absolute()}",
@@ -90,11 +96,11 @@ def server_command(installation: Installation, settings: ServerSettings) -> list
         f"--http-address={settings.address}",
         f"--http-port={settings.http_port}",
         "--reuse-http-port=false",
-        f"--http-restricted-api={CLOSED_APIS}:{ADMIN_HEADER}={settings.admin_key}",
+        f"--http-restricted-api={closed}:{ADMIN_HEADER}={settings.admin_key}",
         f"--grpc-address={settings.address}",
         f"--grpc-port={settings.grpc_port}",
         "--reuse-grpc-port=false",
-        f"--grpc-restricted-protocol={CLOSED_APIS}:{ADMIN_HEADER}={settings.admin_key}",
+        f"--grpc-restricted-protocol={closed}:{ADMIN_HEADER}={settings.admin_key}",
         f"--metrics-address={settings.address}",
         f"--metrics-port={settings.metrics_port}",
         f"--backend-config=python,shm-default-byte-size={SHM_REGION_BYTES}",

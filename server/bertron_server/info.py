@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
 def _as_text(info: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> str:
     width = max(map(len, info))
     lines = [f"{name:{width}}  {_shown(value)}" for name, value in info.items()]
-    lines += ["", f"{'since its start':{width}}  requests  failed    texts  batches  queue  compute"]
+    columns = "requests  failed    texts  batches  queue  compute"
+    lines += ["", f"{'since its start':{width}}  {columns}"]
     lines += [
         f"{name:{width}}  {model['requests_succeeded']:8}{model['requests_failed']:8}"
         f"{model['inferences']:9}{model['executions']:9}"

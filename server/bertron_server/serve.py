@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long a stop waits for accepted requests (default: %(default)s)",
     )
     parser.add_argument(
+        "--shared-memory",
+        action="store_true",
+        help="let clients on this machine exchange tensors through shared memory",
+    )
+    parser.add_argument(
         "--print-command", action="store_true", help="print what would be run, and exit"
     )
     parser.add_argument(
@@ -66,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         metrics_port=args.metrics_port,
         ready_timeout_s=args.ready_timeout_s,
         exit_timeout_s=args.exit_timeout_s,
+        shared_memory=args.shared_memory,
         log_stream=sys.stderr,
         extra_args=args.tritonserver_args,
     )

@@ -45,6 +45,8 @@ class TritonServer:
         metrics_port: See ``http_port``.
         ready_timeout_s: How long loading and warm-up may take.
         exit_timeout_s: How long a stop waits for accepted requests, whole seconds.
+        shared_memory: Whether callers may exchange tensors through shared memory; see
+            ``ServerSettings``.
         log_path: A file for the server's log; it is appended to.
         log_stream: A further place for the log, such as stderr.
         extra_args: Further tritonserver flags.
@@ -60,6 +62,7 @@ class TritonServer:
         metrics_port: int = 0,
         ready_timeout_s: float = 60,
         exit_timeout_s: int = 30,
+        shared_memory: bool = False,
         log_path: Path | None = None,
         log_stream: TextIO | None = None,
         extra_args: Sequence[str] = (),
@@ -72,6 +75,7 @@ class TritonServer:
         self.ready_timeout_s = ready_timeout_s
         self.exit_timeout_s = exit_timeout_s
         self.extra_args = tuple(extra_args)
+        self._shared_memory = shared_memory
         self.server_version: Version | None = None
         self._wanted_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self._log_path = log_path
@@ -146,6 +150,7 @@ class TritonServer:
             exit_timeout_s=self.exit_timeout_s,
             admin_key=secrets.token_urlsafe(24),
             shm_prefix=self._shm_prefix,
+            shared_memory=self._shared_memory,
             extra_args=self.extra_args,
         )
         return server_command(installation, settings), server_environment(installation)

@@ -2,11 +2,13 @@
 
 import asyncio
 import itertools
+import json
 import os
 import random
 import signal
 import time
 from contextlib import aclosing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +237,45 @@ def test_a_cancelled_call_leaves_nothing_behind(url, known):
             assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())
+
+
+def regions_here() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("psm_")}  # noqa: S108
+
+
+def registered(server: TritonServer) -> set[str]:
+    return {entry["name"] for entry in json.loads(server.get("/v2/systemsharedmemory/status"))}
+
+
+def test_tensors_through_shared_memory(kind, tmp_path, known):
+    """Right rows, also when deadlines have left regions behind; and nothing left in the end."""
+    before = regions_here()
+    log = tmp_path / "tritonserver.log"
+    with TritonServer(MODEL_REPOSITORY, log_path=log, shared_memory=True) as server:
+        others: set[str] = set()
+        for url in (server.grpc_url, server.http_url):
+            with kind(url, timeout_s=TIMEOUT_S, shared_memory=True) as client:
+                for first in range(0, 300, 100):
+                    found = client.embed(TEXTS[first : first + 100]).vectors
+                    np.testing.assert_allclose(found, known[first : first + 100], atol=1e-5)
+                assert 0 < len(registered(server) - others) <= 4
+                for _ in range(3):
+                    with pytest.raises(DeadlineExceededError):
+                        client.embed(TEXTS, timeout_s=0.1)
+                    found = client.embed(TEXTS[:200]).vectors
+                    np.testing.assert_allclose(found, known[:200], atol=1e-5)
+                with pytest.raises(InvalidInputError, match="text 1 has 1001 tokens"):
+                    client.embed(["x", "x " * 999], truncate="error")
+            assert not regions_here() - before
+            assert registered(server) - others == late(client)
+            others |= late(client)
+        assert server.is_alive()
+
+
+def late(client) -> set[str]:
+    """Names of regions which a request past its deadline may still be written to."""
+    client = getattr(client, "client", client)
+    return {name for _, name in client._flows._regions._abandoned}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

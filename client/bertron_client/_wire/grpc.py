@@ -81,7 +81,7 @@ def decode(operation: Operation, message: Any, where: str) -> Any:
         ProtocolError: What came is no answer to the question.
     """
     if isinstance(operation, Infer):
-        return _outputs(message, where)
+        return _outputs(operation, message, where)
     if isinstance(operation, ModelReady):
         return bool(message.ready)
     if isinstance(operation, (RegisterRegion, UnregisterRegion)):
@@ -132,10 +132,10 @@ def _set_shared(tensor: Any, shared: SharedSlice) -> None:
     tensor.parameters["shared_memory_byte_size"].int64_param = shared.byte_size
 
 
-def _outputs(message: Any, where: str) -> Mapping[str, Output]:
-    """The outputs; those in shared memory have no data and, with some servers, no content."""
+def _outputs(operation: Infer, message: Any, where: str) -> Mapping[str, Output]:
+    """The outputs; one in shared memory has no data, and an empty content or none."""
     contents = list(message.raw_output_contents)
-    is_shared = ["shared_memory_region" in tensor.parameters for tensor in message.outputs]
+    is_shared = [operation.outputs.get(tensor.name) is not None for tensor in message.outputs]
     if len(contents) == is_shared.count(False):
         for number, shared in enumerate(is_shared):
             if shared:

@@ -123,7 +123,7 @@ def decode(operation: Operation, answer: HttpAnswer, where: str) -> Any:
             _retry_after_s(answer.headers.get("retry-after")),
         )
     if isinstance(operation, Infer):
-        return _outputs(answer)
+        return _outputs(operation, answer)
     if isinstance(operation, ModelReady):
         return True
     if isinstance(operation, (RegisterRegion, UnregisterRegion)):
@@ -200,8 +200,9 @@ def _region_request(operation: Any) -> HttpRequest:
     return HttpRequest("POST", f"{path}/register", {}, json.dumps(body).encode("ascii"))
 
 
-def _outputs(answer: HttpAnswer) -> Dict[str, Output]:
+def _outputs(operation: Infer, answer: HttpAnswer) -> Dict[str, Output]:
     """The outputs in the body; those in shared memory have no data."""
+    shared = {name for name, place in operation.outputs.items() if place is not None}
     body = answer.body
     header_length = answer.headers.get(HEADER_LENGTH)
     try:
@@ -213,7 +214,8 @@ def _outputs(answer: HttpAnswer) -> Dict[str, Output]:
         outputs = {}
         offset = 0
         for tensor in header["outputs"]:
-            size, is_here = _binary_size(tensor["parameters"])
+            is_here = tensor["name"] not in shared
+            size = int(tensor["parameters"]["binary_data_size"]) if is_here else 0
             if size < 0 or offset + size > len(data):
                 raise ValueError(f"{tensor['name']} claims {size} bytes, {len(data)} came in all")
             outputs[str(tensor["name"])] = Output(
@@ -227,13 +229,6 @@ def _outputs(answer: HttpAnswer) -> Dict[str, Output]:
             f"the answer is not a KServe v2 inference answer: {type(error).__name__}: {error}"
         ) from error
     return outputs
-
-
-def _binary_size(parameters: Mapping[str, Any]) -> Tuple[int, bool]:
-    """How many bytes of the body are the tensor's, and whether it is in the body at all."""
-    if "shared_memory_region" in parameters:
-        return 0, False
-    return int(parameters["binary_data_size"]), True
 
 
 def _error_text(body: bytes) -> str:

@@ -41,6 +41,7 @@ class Infer:
     inputs: Sequence[InputTensor]
     outputs: Mapping[str, Optional[SharedSlice]]  # where each is to be put; None: in the answer
     parameters: Dict[str, Union[str, bool]] = field(default_factory=dict)
+    output_bytes: Dict[str, int] = field(default_factory=dict)  # size of those that are known
 
 
 @dataclass(frozen=True)

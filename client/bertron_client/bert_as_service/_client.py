@@ -12,11 +12,11 @@ import uuid
 import warnings
 from types import TracebackType
 from typing import Any, Dict, Generator, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Type
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from .._client import Client
+from .._transports.base import parse_url
 from ._answer import Answer, ask
 from ._deadline import DEFAULT_TIMEOUT_MS, Deadline, seconds
 from ._mailbox import Mailbox, Sender
@@ -25,7 +25,7 @@ from ._stream import stream
 from ._texts import Batch, read_batch
 
 OUTPUT_FORMATS = ("ndarray", "list")
-DEFAULT_PORTS = {"grpc": 8001, "http": 8000}  # a server's own
+PROTOCOLS = ("grpc", "http")
 # Non-blocking batches at the server at a time; each is several requests of the client's.
 MAX_SENDERS = 4
 # Batches that `encode_async` has read and that are not fetched: as many again as are at the
@@ -92,13 +92,11 @@ class BertClient:
             raise AttributeError(
                 f"output_fmt is {output_fmt!r}, one of {', '.join(OUTPUT_FORMATS)} is wanted"
             )
-        if protocol not in DEFAULT_PORTS:
-            raise ValueError(
-                f"protocol is {protocol!r}, one of {', '.join(DEFAULT_PORTS)} is wanted"
-            )
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is {protocol!r}, one of {', '.join(PROTOCOLS)} is wanted")
         if url is None:
             host = f"[{ip}]" if ":" in ip else ip
-            url = f"{protocol}://{host}:{DEFAULT_PORTS[protocol] if port is None else port}"
+            url = f"{protocol}://{host}" + ("" if port is None else f":{port}")
         if identity is not None:
             warnings.warn(
                 "identity does not share answers here: they go to the client that asked, and to "
@@ -108,8 +106,8 @@ class BertClient:
         self._timeout_s = seconds(timeout)
         self._client = Client(url, model=model, timeout_s=self._timeout_s, **client_options)
         self.identity = str(uuid.uuid4()) if identity is None else identity
-        parts = urlsplit(url)
-        self.ip, self.port = parts.hostname, parts.port
+        address = parse_url(url)
+        self.ip, self.port = address.host, address.port
         self.port_out = port_out
         self.output_fmt = output_fmt
         self.timeout = timeout
