@@ -155,6 +155,7 @@ def test_the_address_is_made_of_ip_port_and_protocol():
         ({"protocol": "http"}, 8000),
         ({"ip": "10.0.0.1", "port": 5555, "port_out": 5556}, 5555),
         ({"url": "http://10.0.0.1:80"}, 80),
+        ({"url": "https://10.0.0.1"}, 443),
     ):
         with BertClient(**arguments) as bc:
             assert bc.status["port"] == port
