@@ -15,7 +15,7 @@ from .._exceptions import BertronError
 from .._wire import grpc as wire
 from .._wire.operations import Operation
 from .base import Options, Url
-from .grpc_channel import CALLS_IN_FLIGHT, call_arguments, open_channel
+from .grpc_channel import FORK_GUARD, call_arguments, open_channel
 
 
 class GrpcTransport:
@@ -32,7 +32,7 @@ class GrpcTransport:
     def perform(self, operation: Operation, call: Call) -> Any:
         """Return the operation's result."""
         method, message = wire.encode(operation, call.remaining_us)
-        with CALLS_IN_FLIGHT:
+        with FORK_GUARD:
             answer = self._rpc(getattr(self._opened_stub(), method), message, call)
         return wire.decode(operation, answer, call.where)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, List
 
 import grpc
 import grpc.aio
@@ -11,7 +12,7 @@ from .._call import Call
 from .._wire import grpc as wire
 from .._wire.operations import Operation
 from .base import Options, Url
-from .grpc_channel import CALLS_IN_FLIGHT, call_arguments, open_channel
+from .grpc_channel import FORK_GUARD, call_arguments, open_channel
 
 
 class AsyncGrpcTransport:
@@ -21,13 +22,14 @@ class AsyncGrpcTransport:
         self._url = url
         self._options = options
         self._is_closed = False
+        self._process_id = os.getpid()
         self._channel: Any = None
         self._stub: Any = None
 
     async def perform(self, operation: Operation, call: Call) -> Any:
         """Return the operation's result."""
         method, message = wire.encode(operation, call.remaining_us)
-        with CALLS_IN_FLIGHT:
+        with FORK_GUARD:
             stub = self._opened_stub()
             try:
                 answer = await getattr(stub, method)(
@@ -47,14 +49,23 @@ class AsyncGrpcTransport:
         channel, self._channel, self._stub = self._channel, None, None
         if channel is not None:
             await channel.close()
+            FORK_GUARD.end()
 
     def forget(self) -> None:
         """Open another channel for the next call: this one belongs to another event loop."""
+        if os.getpid() != self._process_id:
+            _parents.append(self._channel)
         self._channel = self._stub = None
 
     def _opened_stub(self) -> Any:
         if self._is_closed:
             raise RuntimeError("the client is closed")
         if self._stub is None:
+            FORK_GUARD.begin()
+            self._process_id = os.getpid()
             self._channel, self._stub = open_channel(grpc.aio, self._url, self._options)
         return self._stub
+
+
+# Channels that came through a fork: taking one down there crashes or waits for ever.
+_parents: List[Any] = []

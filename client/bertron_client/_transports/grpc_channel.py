@@ -17,40 +17,53 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 
-class CallsInFlight:
-    """Counts calls, to tell after a fork whether gRPC came through it.
+class ForkGuard:
+    """Counts what a fork must not meet, to tell in the child whether gRPC came through it.
 
-    gRPC prepares itself for a fork only when no thread is inside it; in the child of any other
-    fork its calls never end, not even at their deadlines.
+    gRPC prepares itself for a fork only when no thread is inside it and no asyncio channel is
+    open; in the child of any other fork its calls may never end, not even at their deadlines.
     """
 
     def __init__(self) -> None:
         self._count = 0
         self._lock = threading.Lock()
-        self.is_lost = False
+        self._is_lost = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
-        self.is_lost = self.is_lost or self._count > 0
+        self._is_lost = self._is_lost or self._count > 0
         self._count = 0
         self._lock = threading.Lock()  # a thread that is not here may have held the other
 
-    def __enter__(self) -> None:
-        if self.is_lost:
+    def begin(self) -> None:
+        """Say that a call, or the life of an asyncio channel, begins.
+
+        Raises:
+            RuntimeError: gRPC cannot work in this process.
+        """
+        if self._is_lost:
             raise RuntimeError(
-                "this process was forked while another thread was in a gRPC call, after which "
-                "gRPC cannot work in it; use an http:// url, or start processes by spawn"
+                "this process was forked while another thread was in a gRPC call or an "
+                "AsyncClient was open over gRPC, after which gRPC cannot work in it; close the "
+                "AsyncClient before, use an http:// url, or start processes by spawn"
             )
         with self._lock:
             self._count += 1
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Say that it has ended."""
         with self._lock:
             self._count -= 1
 
+    def __enter__(self) -> None:
+        self.begin()
 
-CALLS_IN_FLIGHT = CallsInFlight()
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+FORK_GUARD = ForkGuard()
 
 
 def channel_options(options: Options) -> List[Tuple[str, Any]]:
