@@ -126,7 +126,7 @@ class Reordering:
         for row, index in enumerate(batch.indices):
             embedding = Embedding(
                 index,
-                answer.vectors[row],
+                answer.vectors[row].copy(),  # a view would hold the whole batch
                 int(answer.token_counts[row]),
                 bool(answer.truncated[row]),
             )
