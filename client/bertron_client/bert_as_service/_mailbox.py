@@ -41,10 +41,9 @@ class Sender:
                 threading.Thread(target=self._run, name="bertron-sender", daemon=True).start()
 
     def close(self) -> None:
-        """Forget what has not been sent yet."""
+        """Take nothing more; what waits is passed over once its mailbox has given it up."""
         with self._lock:
             self._is_closed = True
-            self._waiting.clear()
 
     def _run(self) -> None:
         while True:

@@ -189,6 +189,12 @@ def test_a_wrong_argument_says_what_is_wanted(arguments, error, words):
         BertClient(**arguments)
 
 
+def test_for_ever_is_the_longest_time_there_is(server, protocol):
+    with BertClient(url=server.url(protocol), timeout=-1) as bc:
+        assert bc.encode(["a"], timeout=-1).shape == bc.encode(["a"]).shape
+        assert bc.status["timeout"] == -1
+
+
 def test_status_has_the_keys_of_1_10(bc):
     bc.encode(["a"])
     bc.encode(["b"], blocking=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bertron_client import DeadlineExceededError, ServerError
 from bertron_client.bert_as_service import BertClient
-from bertron_client.bert_as_service._client import MAX_UNFETCHED
+from bertron_client.bert_as_service._client import MAX_SENDERS, MAX_UNFETCHED
 from fake_triton_server import vector_of
 
 
@@ -151,6 +151,45 @@ def test_closing_early_ends_its_thread(bc, server):
         count = len(seen)
         time.sleep(0.1)
         assert len(seen) == count
+
+
+def test_a_batch_that_comes_after_the_end_is_not_sent(bc, server):
+    is_asked, is_closed = threading.Event(), threading.Event()
+
+    def slow():
+        yield ["first"]
+        is_asked.set()
+        is_closed.wait(5)
+        yield ["too late"]
+
+    responses = bc.encode_async(slow())
+    next(responses)
+    assert is_asked.wait(5)
+    responses.close()
+    is_closed.set()
+    _wait_for_no_reader()
+    time.sleep(0.1)
+    assert [request.texts for request in server.behaviour.requests] == [["first"]]
+
+
+def test_a_batch_behind_stuck_ones_ends_within_its_own_limit(bc, server):
+    server.behaviour.fault, server.behaviour.only_texts_with = "never", "stuck"
+    for _ in range(MAX_SENDERS):
+        bc.encode(["stuck"], blocking=False)
+
+    is_over = threading.Event()
+
+    def slow():
+        time.sleep(0.2)  # the consumer waits already, for nothing that has a limit
+        yield ["has no turn"]
+        is_over.wait(10)
+
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match=r"within 0\.2 s"):
+        list(bc.encode_async(slow(), timeout=200))
+    assert time.monotonic() - started < 3
+    is_over.set()
+    server.behaviour.released.set()
 
 
 def test_it_reads_nothing_before_the_first_next(bc):
