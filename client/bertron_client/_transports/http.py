@@ -60,14 +60,15 @@ class _Connection:
             else:
                 fault = None
             try:
-                return self._receive(parser, call)
+                answer = self._receive(parser, call)
             except (OSError, ServerUnavailableError) as error:
                 is_reset = not isinstance(error, TIMEOUTS) and not parser.has_begun
                 if is_reset and not is_first and not call.is_cancelled:
                     raise StaleConnectionError from error
                 raise fault or error from None
-            finally:
-                self.is_reusable = parser.is_reusable and fault is None
+            # Only behind a complete answer: the rest of another would be the next request's.
+            self.is_reusable = parser.is_reusable and fault is None
+            return answer
 
     def _send(self, data: bytes, call: Call) -> None:
         view = memoryview(data)
