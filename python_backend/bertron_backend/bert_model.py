@@ -22,6 +22,7 @@ class TritonPythonModel:
         # 10,000 turns, about 0.1 ms, do neither. OpenMP reads this when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         from bertron_kernels import implementation
+        from bertron_kernels.native import HAS_FAST_BF16
 
         from bertron_backend.encoder import Encoder
 
@@ -33,8 +34,13 @@ class TritonPythonModel:
         cost = self._encoder.warm_up()
         triton_io.publish_cost(args["model_name"], cost)
         manifest = self._encoder.manifest
+        # float16 has no fast form on any CPU that we know.
+        is_widened = manifest.dtype == "float16" or (
+            manifest.dtype == "bfloat16" and not HAS_FAST_BF16
+        )
+        computed = " computed in float32" if device == "cpu" and is_widened else ""
         triton_io.log_info(
-            f"{args['model_name']}: {manifest.name}, {manifest.dtype} on {device} by "
+            f"{args['model_name']}: {manifest.name}, {manifest.dtype}{computed} on {device} by "
             f"{implementation(device.partition(':')[0])}, {settings.intra_op_threads} threads; "
             f"loaded in {loaded - started:.1f} s, warmed up in {time.monotonic() - loaded:.1f} s; "
             f"a forward takes {cost.fixed_ms:.2f} ms + {1e3 * cost.token_ms:.2f} us a token "
