@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, List
+from typing import Any, AsyncGenerator, List, Optional
 
 import grpc
 import grpc.aio
@@ -12,6 +12,7 @@ from .._call import Call
 from .._wire import grpc as wire
 from .._wire.operations import Operation
 from .base import Options, Url
+from .farewell import at_end_of_loop
 from .grpc_channel import FORK_GUARD, call_arguments, open_channel
 
 
@@ -25,6 +26,7 @@ class AsyncGrpcTransport:
         self._process_id = os.getpid()
         self._channel: Any = None
         self._stub: Any = None
+        self._farewell: Optional[AsyncGenerator[None, None]] = None
 
     async def perform(self, operation: Operation, call: Call) -> Any:
         """Return the operation's result."""
@@ -46,16 +48,23 @@ class AsyncGrpcTransport:
     async def close(self) -> None:
         """Drop the channel; a call in flight on it ends at once."""
         self._is_closed = True
-        channel, self._channel, self._stub = self._channel, None, None
-        if channel is not None:
-            await channel.close()
-            FORK_GUARD.end()
+        farewell, self._farewell = self._farewell, None
+        if farewell is not None:
+            await farewell.aclose()
 
     def forget(self) -> None:
         """Open another channel for the next call: this one belongs to another event loop."""
         if os.getpid() != self._process_id:
             _parents.append(self._channel)
-        self._channel = self._stub = None
+        elif self._channel is not None:  # its event loop went without a farewell
+            FORK_GUARD.end()
+        self._channel = self._stub = self._farewell = None
+
+    async def _drop_channel(self) -> None:
+        channel, self._channel, self._stub = self._channel, None, None
+        if channel is not None:
+            await channel.close()
+            FORK_GUARD.end()
 
     def _opened_stub(self) -> Any:
         if self._is_closed:
@@ -64,6 +73,7 @@ class AsyncGrpcTransport:
             FORK_GUARD.begin()
             self._process_id = os.getpid()
             self._channel, self._stub = open_channel(grpc.aio, self._url, self._options)
+            self._farewell = at_end_of_loop(self._drop_channel)
         return self._stub
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from typing import Any, List, Optional
+import socket
+from typing import Any, AsyncGenerator, List, Optional
 
 from .._call import Call
 from .._exceptions import BertronError, DeadlineExceededError, ServerUnavailableError
@@ -14,6 +14,7 @@ from .._wire.http import HttpAnswer
 from .._wire.operations import Operation
 from .async_deadline import deadline_of
 from .base import Options, Url
+from .farewell import at_end_of_loop
 from .http1 import AnswerParser
 from .http_faults import (
     TIMEOUTS,
@@ -25,13 +26,13 @@ from .http_faults import (
 from .http_route import Route
 
 MAX_IDLE_CONNECTIONS = 128  # kept open between calls; more tasks than this pay a new connection
-_NEXT_ADDRESS_AFTER_S = 0.25  # the pause that RFC 8305 recommends between two addresses of a host
 
 
 class _Connection(asyncio.Protocol):
     """One kept-alive connection, used by one task at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
         self._transport: Any = None
         self._parser: Optional[AnswerParser] = None
         self._answer: Optional[asyncio.Future[HttpAnswer]] = None
@@ -66,9 +67,18 @@ class _Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection without waiting for anything."""
-        if self._transport is not None:
-            with contextlib.suppress(RuntimeError):  # its event loop has ended
-                self._transport.abort()
+        try:
+            self._transport.abort()
+        except RuntimeError:  # its event loop has ended
+            self.disown()
+
+    def disown(self) -> None:
+        """Close this process's end, and touch nothing of an event loop that is not ours.
+
+        It may have ended, or be the parent's, with which a forked child shares the list of sockets
+        that the system watches.
+        """
+        self._sock.close()
 
     # What asyncio calls.
 
@@ -111,6 +121,7 @@ class AsyncHttpTransport:
         self._options = options
         self._idle: List[_Connection] = []
         self._is_closed = False
+        self._farewell: Optional[AsyncGenerator[None, None]] = None
 
     async def perform(self, operation: Operation, call: Call) -> Any:
         """Return the operation's result."""
@@ -128,16 +139,22 @@ class AsyncHttpTransport:
     async def close(self) -> None:
         """Drop every idle connection; one in use is dropped when its call ends."""
         self._is_closed = True
-        idle = list(self._idle)
-        self.forget()
-        if idle:
-            await asyncio.sleep(0)  # the loop closes an aborted socket on its next round
+        farewell, self._farewell = self._farewell, None
+        if farewell is not None:
+            await farewell.aclose()
 
     def forget(self) -> None:
-        """Let go of every idle connection."""
+        """Let go of connections of another process or of an event loop that has ended."""
+        idle, self._idle, self._farewell = self._idle, [], None
+        for connection in idle:
+            connection.disown()
+
+    async def _drop_idle(self) -> None:
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.abort()
+        if idle:
+            await asyncio.sleep(0)  # the loop closes an aborted socket on its next round
 
     async def _exchange(self, method: str, head: bytes, body: bytes, call: Call) -> HttpAnswer:
         """Use a kept connection, and a new one if the server has closed that meanwhile."""
@@ -177,32 +194,59 @@ class AsyncHttpTransport:
         route = self._route
         timeout_s = self._options.connect_timeout_s
         connecting = call.limited(timeout_s)
-        connection = _Connection()
+        if self._farewell is None:
+            self._farewell = at_end_of_loop(self._drop_idle)
         try:
             async with deadline_of(connecting):
-                await self._open(connection, connecting)
+                connection = await _open(route.host, route.port, connecting)
+                try:
+                    await self._prepare(connection, connecting)
+                except BaseException:
+                    connection.abort()
+                    raise
         except DeadlineExceededError as error:
-            connection.abort()
             raise connect_fault(route.host, route.port, timeout_s, call) from error
-        except BaseException:
-            connection.abort()
-            raise
         return connection
 
-    async def _open(self, connection: _Connection, call: Call) -> None:
+    async def _prepare(self, connection: _Connection, call: Call) -> None:
         route = self._route
-        try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: connection,
-                route.host,
-                route.port,
-                happy_eyeballs_delay=_NEXT_ADDRESS_AFTER_S,
-            )
-        except UnicodeError as error:  # no name that DNS could hold
-            raise OSError(f"{route.host} cannot be resolved: {error}") from error
         if route.tunnel_request is not None:
             answer = await connection.exchange("CONNECT", route.tunnel_request, b"", call)
             if not 200 <= answer.status < 300:
                 raise tunnel_fault(answer.status, call)
         if route.ssl_context is not None:
             await connection.start_tls(route.ssl_context, route.url.host)
+
+
+async def _open(host: str, port: int, call: Call) -> _Connection:
+    """Try each address of the host, none longer than its share of the time left."""
+    loop = asyncio.get_running_loop()
+    try:
+        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # no name that DNS could hold
+        raise OSError(f"{host} cannot be resolved: {error}") from error
+    fault: Optional[BaseException] = None
+    for number, (family, _, _, _, address) in enumerate(addresses):
+        attempt = call.limited(call.remaining_s() / (len(addresses) - number))
+        # Our own: loop.create_connection loses a socket when it is cancelled at the wrong moment.
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            async with deadline_of(attempt):
+                await loop.sock_connect(sock, address)
+        except (OSError, DeadlineExceededError) as error:
+            sock.close()
+            fault = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return await _adopted(sock)
+    raise fault or OSError("the host has no address")
+
+
+async def _adopted(sock: socket.socket) -> _Connection:
+    """Have the event loop read a connected socket; it closes the socket, cancelled or not."""
+    connection = _Connection(sock)
+    await asyncio.get_running_loop().create_connection(lambda: connection, sock=sock)
+    return connection
