@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from itertools import islice
 from types import TracebackType
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Type
@@ -315,8 +316,14 @@ class Client(BaseClient):
                 errors.append(error)
                 call.cancel()
 
+        # Each in a copy of the caller's context: a trace, say, goes on in all of them.
         threads = [
-            threading.Thread(target=work, name=f"bertron-request-{number}", daemon=True)
+            threading.Thread(
+                target=copy_context().run,
+                args=(work,),
+                name=f"bertron-request-{number}",
+                daemon=True,
+            )
             for number in range(1, min(self._max_requests_in_flight, step.count))
         ]
         try:
@@ -366,7 +373,7 @@ class Client(BaseClient):
         try:
             while True:
                 for batch in islice(batches, stream.requests_wanted(len(running))):
-                    running[pool.submit(one, batch)] = batch
+                    running[pool.submit(copy_context().run, one, batch)] = batch
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
