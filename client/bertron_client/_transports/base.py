@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Protocol
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from .._wire.operations import Operation
 
 # Triton server's own, and the web's.
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+_HEADER_NAME = re.compile(r"[a-z0-9_.-]+")  # what gRPC allows; HTTP allows a little more
 _WANTED = "http://, https://, grpc:// or grpcs://HOST:PORT is wanted"
 
 
@@ -138,8 +140,10 @@ def make_options(
             raise ValueError("token and an authorization header are given, one of them is wanted")
         lowered["authorization"] = f"Bearer {token}"
     for name, value in lowered.items():
-        if not name.isascii() or not value.isascii() or not f"{name}{value}".isprintable():
-            raise ValueError(f"header {name!r} holds what is not printable ASCII")
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"header {name!r} is no name, only a-z, 0-9, -, _ and . make one")
+        if not (value.isascii() and value.isprintable()):  # not shown: it may be a secret
+            raise ValueError(f"the value of header {name!r} holds what is not printable ASCII")
     return Options(
         connect_timeout_s=connect_timeout_s,
         headers=lowered,
