@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Dict, Mapping, Optional, Tuple, Type
 
 import grpc
@@ -156,7 +157,8 @@ def _retry_after_s(metadata: Any) -> Optional[float]:
     for key, value in metadata or ():
         if key == "retry-after":
             try:
-                return max(0.0, float(value))
+                seconds = float(value)
             except ValueError:
                 return None
+            return max(0.0, seconds) if math.isfinite(seconds) else None
     return None
