@@ -88,7 +88,7 @@ def test_cancellation_at_any_moment(server, protocol):
         texts = [f"{number} {i}" for i in range(dice.randrange(1, 30))]
         if number % 3 == 0:
             return await assert_right(client, texts)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(assert_right(client, texts), dice.uniform(0, 0.06))
         return None
 

@@ -13,6 +13,8 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTAL
 def test_the_example_runs(server, number, capsys):
     server.behaviour.embedding_size = 16
     code = EXAMPLES[number]
+    if "import sklearn" in code or "from sklearn" in code:
+        pytest.importorskip("sklearn")
     code = code.replace("grpc://127.0.0.1:8001", server.grpc_url)
     code = code.replace("http://127.0.0.1:8000", server.http_url)
     exec(compile(code, f"example {number}", "exec"), {"__name__": "__main__"})  # noqa: S102

@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Union
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def vector_of(text: str, pair: str | None = None) -> np.ndarray:
 
 def vectors_of(texts: list[str], pairs: list[str] | None = None) -> np.ndarray:
     """The rows [B, E] that the server answers for texts."""
-    rows = [vector_of(*row) for row in zip(texts, pairs or [None] * len(texts), strict=True)]
+    rows = [vector_of(*row) for row in zip(texts, pairs or [None] * len(texts))]
     return np.array(rows, np.float32).reshape(len(texts), EMBEDDING_SIZE)
 
 
@@ -68,7 +69,7 @@ class Tokens:
 
 
 Word = tuple[str, int, int]  # text, start and end in characters
-Text = str | list[str]  # a text, or its tokens where it came with is_pretokenized
+Text = Union[str, list[str]]  # a text, or its tokens where it came with is_pretokenized
 
 
 def _words(text: Text) -> list[Word]:
@@ -143,7 +144,7 @@ class Request:
     def contents(self) -> list[tuple[Text, Text | None]]:
         """Text and pair of each row."""
         pairs = self.pairs or [None] * len(self.texts)
-        rows = list(zip(self.texts, pairs, strict=True))
+        rows = list(zip(self.texts, pairs))
         return [tuple(map(_token_list, row)) for row in rows] if self.is_pretokenized else rows
 
 

@@ -146,7 +146,7 @@ class RawServer:
 
     def _accept(self) -> None:
         while not self._stopped.is_set():
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(socket.timeout):
                 connection, _ = self._listener.accept()
                 thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
                 self._threads.append(thread)

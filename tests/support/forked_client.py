@@ -10,6 +10,7 @@ is "os.fork" or "multiprocessing".
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -92,16 +93,16 @@ def blocking(url: str, kind: str, how: str) -> int:
 def asynchronous(url: str, kind: str, how: str) -> int:
     """Fork beside an AsyncClient whose event loop is not running."""
     client = AsyncClient(url, timeout_s=10)
-    with asyncio.Runner() as runner:
-        runner.run(check_async(client, "before"))
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(check_async(client, "before"))
         if kind == "async-closed":
-            runner.run(client.close())
+            loop.run_until_complete(client.close())
             client = AsyncClient(url, timeout_s=10)
         wait = start(lambda: asyncio.run(check_async(client, "child")), how)
-        runner.run(check_async(client, "parent"))
+        loop.run_until_complete(check_async(client, "parent"))
         code = wait()
-        runner.run(check_async(client, "after"))
-        runner.run(client.close())
+        loop.run_until_complete(check_async(client, "after"))
+        loop.run_until_complete(client.close())
     return code
 
 

@@ -30,7 +30,7 @@ class Certificates:
         self.mutual_server = replace(self.server, client_roots=self.roots)
         self.server_of_another_host = self._issue(known, "elsewhere", "elsewhere.example")
         self.server_of_an_unknown_authority = self._issue(unknown, "unknown", "127.0.0.1")
-        yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+        yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
         self.expired_server = self._issue(known, "expired", "127.0.0.1", not_after=yesterday)
         self.client = self._issue(known, "client", "client@example.org")
         self.client_of_an_unknown_authority = self._issue(unknown, "stranger", "stranger@x.example")

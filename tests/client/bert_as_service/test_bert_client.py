@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -269,7 +270,7 @@ def test_fetch_is_in_order_of_arrival(bc, server):
     found += responses
     assert [response.id for response in found] == [2, 3, 1]
     expected = [rows_of("quick", "too"), rows_of("last"), rows_of("slow")]
-    for response, vectors in zip(found, expected, strict=True):
+    for response, vectors in zip(found, expected):
         assert type(response) is Response
         assert response.tokens == ""
         np.testing.assert_array_equal(response.embedding, vectors)
@@ -312,7 +313,8 @@ def test_a_failed_request_raises_once_and_the_others_are_fetched(bc, server):
             errors.append(error)
     assert seen == {1, 3}
     assert len(errors) == 1
-    assert "request 2 of this client" in errors[0].__notes__[0]
+    if sys.version_info >= (3, 11):  # notes are new in it
+        assert "request 2 of this client" in errors[0].__notes__[0]
 
 
 def test_fetch_all_is_all_or_nothing(bc, server):

@@ -126,8 +126,8 @@ def test_it_takes_nothing_from_fetch_and_nothing_from_another(bc):
     bc.encode(["pending"], blocking=False)
     streams = [bc.encode_async([[f"{name} {n}"] for n in range(6)]) for name in "ab"]
     found = {"a": [], "b": []}
-    for pair in zip(*streams, strict=True):
-        for name, response in zip("ab", pair, strict=True):
+    for pair in zip(*streams):
+        for name, response in zip("ab", pair):
             found[name].append(response.embedding)
     for name, vectors in found.items():
         expected = {vector_of(f"{name} {n}").tobytes() for n in range(6)}

@@ -29,7 +29,7 @@ ZIPPED = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r
 
 def parse(data, cuts=(), *, is_ended=False, method="POST"):
     parser = AnswerParser(method, "u")
-    pieces = [data[i:j] for i, j in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    pieces = [data[i:j] for i, j in zip([0, *cuts], [*cuts, len(data)])]
     answer = None
     for number, piece in enumerate(piece for piece in pieces if piece):
         assert answer is None, f"complete before piece {number}"
