@@ -18,10 +18,10 @@ DEMO_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 LOADTEST_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install export demo serve test lint bench loadtest clean
+.PHONY: help install export demo serve test test-pythons lint bench loadtest clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## make .venv with everything in it, as pinned in constraints.txt
 
@@ -50,6 +50,9 @@ serve: $(MODEL) $(NATIVE) ## serve until Ctrl-C
 
 test: $(MODEL) $(NATIVE) ## every test, the real server included
 	$(BIN)/pytest
+
+test-pythons: ## the client's tests under each Python from 3.9 to 3.14 on the PATH
+	$(PYTHON) scripts/test_client_pythons.py
 
 lint: $(INSTALLED) ## ruff (format and rules) and mypy --strict
 	$(BIN)/ruff format --check .
