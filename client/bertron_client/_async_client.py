@@ -230,6 +230,7 @@ class AsyncClient(BaseClient):
             return stop.value
         finally:
             flow.close()
+            del send, value  # or an error and this frame would hold each other, and all the texts
 
     async def _do(self, step: Step, call: Call) -> Any:
         if isinstance(step, Pause):
@@ -306,6 +307,7 @@ async def _all_or_none(tasks: "List[asyncio.Future[None]]") -> None:
         await asyncio.gather(*tasks)
     finally:
         await _cancelled(tasks)
+        tasks.clear()  # or an error and this frame would hold each other
 
 
 async def _cancelled(tasks: "Iterable[asyncio.Future[Any]]") -> None:

@@ -288,6 +288,7 @@ class Client(BaseClient):
             return stop.value
         finally:
             flow.close()
+            del send, value  # or an error and this frame would hold each other, and all the texts
 
     def _do(self, step: Step, call: Call) -> Any:
         if isinstance(step, Pause):
@@ -335,8 +336,11 @@ class Client(BaseClient):
         except BaseException:
             call.cancel()
             raise
-        if errors:
-            raise errors[0]
+        try:
+            if errors:
+                raise errors[0]
+        finally:
+            errors.clear()  # or the error and this frame would hold each other
 
     def _stream(
         self,

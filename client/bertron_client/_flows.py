@@ -253,12 +253,15 @@ class Flows:
                 raise ProtocolError(f"{error} ({self.where})") from None
         except BertronError as error:
             named = with_caller_index(error, batch.indices)
-            self._learn_from(named)
-            if isinstance(error, OverloadedError) and call.is_over(within_s=_DEADLINE_TIE_S):
-                raise call.exceeded() from error
-            if named is not error:
-                raise named from error
-            raise
+            try:
+                self._learn_from(named)
+                if isinstance(error, OverloadedError) and call.is_over(within_s=_DEADLINE_TIE_S):
+                    raise call.exceeded() from error
+                if named is not error:
+                    raise named from error
+                raise
+            finally:
+                del named  # or the error and this frame would hold each other, and all the texts
 
     def _ask(self, operation: Operation, call: Call) -> Flow:
         """Do one operation, and again where that can help."""

@@ -1,5 +1,6 @@
 """What a caller gets when the server is wrong, slow or gone, and how soon."""
 
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +187,29 @@ def test_an_answer_that_comes_too_late_is_nobodys(client, server):
         for again in range(3):
             texts = [f"prompt {number} {again} {i}" for i in range(20)]
             np.testing.assert_array_equal(client.embed(texts), vectors_of(texts))
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_failed_call_keeps_no_memory_until_the_collector_comes(client, server, count):
+    """An error that is in a cycle with the frames it passed keeps all the texts of its call."""
+
+    def errors():
+        return [found for found in gc.get_objects() if isinstance(found, BertronError)]
+
+    server.behaviour.fault = "invalid"
+    gc.collect()
+    others = {id(error): error for error in errors()}  # of other tests
+    gc.disable()
+    try:
+        for method in (client.embed, client.tokenize):
+            try:
+                method([f"text {i}" for i in range(count)])
+            except BertronError:
+                continue
+        left = [error for error in errors() if id(error) not in others]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_the_wait_for_a_server_names_the_last_fault(protocol, open_client):

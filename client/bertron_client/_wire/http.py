@@ -12,7 +12,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
+from typing import Any, Dict, List, Mapping, Optional, Type
 from urllib.parse import quote
 
 from .._exceptions import (
