@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from types import TracebackType
 from typing import (
     Any,
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Deque,
     Dict,
     Iterable,
     Iterator,
@@ -282,11 +284,11 @@ class AsyncClient(BaseClient):
                 answer: Embeddings = await self._run(flow, call)
             return answer
 
-        batches = _windows(stream, texts, text_pairs)
+        batches = _Batches(stream, texts, text_pairs)
         try:
             while True:
                 for _ in range(stream.requests_wanted(len(running))):
-                    batch = await _next(batches)
+                    batch = await batches.next()
                     if batch is None:
                         break
                     running[asyncio.ensure_future(one(batch))] = batch
@@ -319,17 +321,30 @@ async def _cancelled(tasks: "Iterable[asyncio.Future[Any]]") -> None:
         await asyncio.wait(unfinished)
 
 
-async def _windows(
-    stream: Stream, texts: AsyncIterator[Any], text_pairs: Optional[AsyncIterator[Any]]
-) -> AsyncIterator[Batch]:
-    """Read the texts as far as their batches are taken."""
-    while True:
-        first = await _take(texts, stream.window_size)
-        second = None if text_pairs is None else await _take(text_pairs, stream.window_size)
-        for batch in stream.window(first, second):
-            yield batch
-        if len(first) < stream.window_size:
-            return
+class _Batches:
+    """The texts of a stream as batches, read as far as they are taken.
+
+    No async generator: one that is left before its end needs an event loop to be closed by.
+    """
+
+    def __init__(
+        self, stream: Stream, texts: AsyncIterator[Any], text_pairs: Optional[AsyncIterator[Any]]
+    ) -> None:
+        self._stream = stream
+        self._texts = texts
+        self._text_pairs = text_pairs
+        self._ready: Deque[Batch] = deque()
+        self._has_ended = False
+
+    async def next(self) -> Optional[Batch]:
+        """Return the next batch, or None behind the last."""
+        while not self._ready and not self._has_ended:
+            size = self._stream.window_size
+            first = await _take(self._texts, size)
+            second = None if self._text_pairs is None else await _take(self._text_pairs, size)
+            self._has_ended = len(first) < size
+            self._ready.extend(self._stream.window(first, second))
+        return self._ready.popleft() if self._ready else None
 
 
 async def _take(iterator: AsyncIterator[Any], count: int) -> List[Any]:
@@ -342,20 +357,23 @@ async def _take(iterator: AsyncIterator[Any], count: int) -> List[Any]:
     return taken
 
 
-async def _next(batches: AsyncIterator[Batch]) -> Optional[Batch]:
-    try:
-        return await batches.__anext__()
-    except StopAsyncIteration:
-        return None
-
-
 def _iterated(texts: AnyIterable, name: str) -> AsyncIterator[Any]:
     """Return an async iterator over texts of either kind."""
     if isinstance(texts, AsyncIterable):
         return texts.__aiter__()
-    return _as_async(iterate_texts(texts, name))
+    return _AsAsync(iterate_texts(texts, name))
 
 
-async def _as_async(texts: Iterator[Any]) -> AsyncIterator[Any]:
-    for text in texts:
-        yield text
+class _AsAsync:
+    """An ordinary iterator, asked asynchronously."""
+
+    def __init__(self, texts: Iterator[Any]) -> None:
+        self._texts = texts
+
+    def __aiter__(self) -> _AsAsync:
+        return self
+
+    async def __anext__(self) -> Any:
+        for text in self._texts:
+            return text
+        raise StopAsyncIteration
