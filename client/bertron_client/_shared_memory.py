@@ -165,6 +165,9 @@ class Layout:
             region.write(offset, tensor.data)
             place = SharedSlice(region.name, offset, len(tensor.data))
             inputs.append(replace(tensor, data=place))
+        for name, byte_size in operation.output_bytes.items():
+            # No numbers, so that what the server leaves unwritten is not taken for a vector.
+            region.write(self._output_offsets[name], b"\xff" * byte_size)
         places: Dict[str, Optional[SharedSlice]] = {
             name: SharedSlice(region.name, self._output_offsets[name], byte_size)
             for name, byte_size in operation.output_bytes.items()

@@ -1,0 +1,173 @@
+"""Tensors through shared memory: right rows, nothing left, and no region used too early."""
+
+import asyncio
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from bertron_client import (
+    AsyncClient,
+    AuthenticationError,
+    BertronError,
+    DeadlineExceededError,
+    ProtocolError,
+    RetryPolicy,
+)
+from deadlines import ends_within
+from fake_triton_memory import unregister
+from fake_triton_model import vectors_of
+
+TEXTS = [f"text {i} " + "x" * (i * 31 % 80) for i in range(60)]
+
+
+def files():
+    """Shared memory objects by their names, other programs' too."""
+    return set(os.listdir("/dev/shm"))  # noqa: PTH208, S108
+
+
+def keys(server):
+    """Names of what the client has registered."""
+    return {region.key.lstrip("/") for region in server.behaviour.regions.values()}
+
+
+@pytest.fixture
+def client(server, protocol, open_client):
+    client = open_client(server.url(protocol), shared_memory=True, timeout_s=10)
+    yield client
+    used = keys(server)
+    client.close()
+    assert not used & files()
+
+
+def test_rows_come_through_a_few_regions_that_go_with_the_client(client, server):
+    for _ in range(3):
+        np.testing.assert_array_equal(client.embed(TEXTS), vectors_of(TEXTS))
+    assert 1 <= len(server.behaviour.regions) <= 4
+    assert keys(server) <= files()
+    used = keys(server)
+    client.close()
+    assert not server.behaviour.regions
+    assert not used & files()
+
+
+def test_every_kind_of_call(client, server):
+    embeddings = client.embed(TEXTS, text_pairs=TEXTS[::-1])
+    np.testing.assert_array_equal(embeddings, vectors_of(TEXTS, TEXTS[::-1]))
+    rows = list(client.embed_iter(TEXTS, ordered=False))
+    for row in rows:
+        np.testing.assert_array_equal(row.vector, vectors_of([TEXTS[row.index]])[0])
+    tokens = [["New York", "is"], ["big"]]
+    embeddings = client.embed(tokens, is_pretokenized=True, dimensions=4)
+    np.testing.assert_array_equal(embeddings, vectors_of(["New York is", "big"])[:, :4])
+    assert client.tokenize(["a b"])[0].tokens == ["[CLS]", "a", "b", "[SEP]"]
+    assert client.embed([]).shape == (0, 16)
+    assert server.behaviour.regions
+
+
+def test_rows_are_the_callers_own(client):
+    first = client.embed(["one"])
+    kept = np.array(first)
+    client.embed(["two"])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_region_whose_answer_is_late_is_not_used_again(client, server):
+    client.embed(TEXTS)
+    server.behaviour.fault, server.behaviour.late_s = "late", 0.15
+    server.behaviour.only_texts_with = "late"
+    for number in range(4):
+        late = [f"late {number} {i}" for i in range(16)]
+        with ends_within(0.1), pytest.raises(DeadlineExceededError):
+            client.embed(late, timeout_s=0.1)
+        for _ in range(4):
+            np.testing.assert_array_equal(client.embed(TEXTS), vectors_of(TEXTS))
+
+
+def test_a_server_that_has_lost_the_regions_gets_them_again(client, server):
+    for _ in range(3):
+        np.testing.assert_array_equal(client.embed(TEXTS), vectors_of(TEXTS))
+        unregister(server.behaviour, None)
+
+
+@pytest.mark.parametrize("fault", ["busy", "stopping"])
+def test_a_fault_that_passes_is_not_seen(client, server, fault):
+    client.embed(["warm"])
+    server.behaviour.fault, server.behaviour.fail_first = fault, 2
+    np.testing.assert_array_equal(client.embed(TEXTS), vectors_of(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("invalid", BertronError),
+        ("short_data", ProtocolError),  # the rest is what the region held before
+        ("wrong_count", ProtocolError),
+        ("too_many_rows", BertronError),
+        ("wrong_dtype", BertronError),
+        ("missing_output", ProtocolError),
+        ("nan", ProtocolError),
+    ],
+)
+def test_a_wrong_answer_is_noticed(client, server, fault, kind):
+    client.embed(["hello"])
+    server.behaviour.fault = fault
+    with pytest.raises(kind):
+        client.embed(["hello"])
+    server.behaviour.fault = None
+    np.testing.assert_array_equal(client.embed(["hello"]), vectors_of(["hello"]))
+
+
+def test_a_server_that_does_not_allow_it_says_so(server, protocol, open_client):
+    server.behaviour.restricted = {"shared-memory"}
+    before = files()
+    retry = RetryPolicy(max_retries=0)
+    client = open_client(server.url(protocol), shared_memory=True, retry=retry)
+    with pytest.raises(AuthenticationError, match="is restricted"):
+        client.embed(["a"])
+    assert not {name for name in files() - before if name.startswith("psm_")}
+
+
+def test_a_cancelled_call_gives_its_region_up(server, protocol):
+    async def check():
+        async with AsyncClient(server.url(protocol), shared_memory=True) as client:
+            await client.embed(TEXTS)
+            for number in range(4):
+                late = [f"late {number} {i}" for i in range(16)]
+                task = asyncio.ensure_future(client.embed(late))
+                await asyncio.sleep(0.03)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                for _ in range(3):
+                    np.testing.assert_array_equal(await client.embed(TEXTS), vectors_of(TEXTS))
+
+    server.behaviour.fault, server.behaviour.late_s = "late", 0.1
+    server.behaviour.only_texts_with = "late"
+    asyncio.run(check())
+
+
+def test_a_program_that_closes_nothing_leaves_nothing(server, protocol):
+    program = """
+import os, sys
+from bertron_client import Client
+client = Client(sys.argv[1], shared_memory=True)
+client.embed(["a"] * 30)
+pid = os.fork()
+if pid == 0:
+    client.embed(["b"] * 30)
+    sys.exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+client.embed(["c"] * 30)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, server.url(protocol)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "resource_tracker" not in done.stderr
+    assert 2 <= len(server.behaviour.regions) <= 8  # of both processes, as far as the server knows
+    assert not keys(server) & files()
