@@ -20,6 +20,10 @@ class Tls:
             gRPC: those that come with gRPC).
         certificate: PEM file of this client's certificate chain, for servers that ask for one.
         key: PEM file of its private key, without a password.
+
+    Raises:
+        ValueError: A certificate without its key, or a key without its certificate.
+        OSError: A file cannot be read.
     """
 
     root_certificates: Optional[PathLike] = None
@@ -29,6 +33,9 @@ class Tls:
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key go together, only one of them is given")
+        for path in (self.root_certificates, self.certificate, self.key):
+            if path is not None:
+                Path(path).open("rb").close()  # here, because TLS does not name what is missing
 
     def ssl_context(self) -> ssl.SSLContext:
         """Return what HTTP connections are wrapped with.

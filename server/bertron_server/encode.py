@@ -21,6 +21,8 @@ import numpy as np
 from bertron_client import BertronError, Client, InvalidInputError
 from tqdm import tqdm
 
+from bertron_server.connection import add_connection_arguments, open_client
+
 INPUT_FORMATS = (".txt", ".csv", ".tsv", ".jsonl")
 OUTPUT_FORMATS = ("npy", "jsonl", "parquet")
 EXIT_FAILURE = 1
@@ -66,8 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("file", type=Path, metavar="FILE", help="texts: .txt, .csv, .tsv or .jsonl")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="file to write")
-    parser.add_argument("--url", default="grpc://127.0.0.1:8001", help="grpc:// or http:// server")
-    parser.add_argument("--model", default="text_embedding", help="name of the served model")
+    add_connection_arguments(
+        parser, url="grpc://127.0.0.1:8001", timeout_s=120.0, timeout_of="for each batch"
+    )
     parser.add_argument(
         "--column", default="text", metavar="NAME", help="column or field (default: text)"
     )
@@ -79,9 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("right", "left", "error"),
         default="right",
         help="end of a too long text to cut, or refuse it (default: right)",
-    )
-    parser.add_argument(
-        "--timeout-s", type=float, default=120.0, metavar="S", help="for each batch (default: 120)"
     )
     parser.add_argument(
         "--batch",
@@ -124,7 +124,7 @@ def _encode(args: argparse.Namespace) -> None:
     stamp = _stamp(args.file)
     digest = hashlib.sha256()
     rows = sum(1 for _ in read_records(args.file, args.column, digest.update))
-    with Client(args.url, model=args.model, timeout_s=args.timeout_s) as client:
+    with open_client(args) as client:
         info = client.server_info()
         plan = Plan(
             input_sha256=digest.hexdigest(),

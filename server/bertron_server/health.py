@@ -4,32 +4,28 @@ import argparse
 import sys
 import time
 
+from bertron_server.connection import add_connection_arguments, open_client
+
 PROBE_TEXT = "is anybody there"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--url",
-        default="http://127.0.0.1:8000",
-        help="http://HOST:PORT or grpc://HOST:PORT (default: %(default)s)",
-    )
-    parser.add_argument("--model", default="text_embedding", help="default: %(default)s")
-    parser.add_argument(
-        "--timeout-s", type=float, default=5, metavar="S", help="default: %(default)s"
+    add_connection_arguments(
+        parser, url="http://127.0.0.1:8000", timeout_s=5, timeout_of="of the answer"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed one text; 0 where a good embedding comes back in time, 1 with the cause otherwise."""
     import numpy as np
-    from bertron_client import BertronError, Client
+    from bertron_client import BertronError
 
     started = time.monotonic()
     try:
-        with Client(args.url, model=args.model, timeout_s=args.timeout_s) as client:
+        with open_client(args) as client:
             embedding = np.asarray(client.embed([PROBE_TEXT]))
-    except (BertronError, ValueError) as error:  # ValueError: a url that is none
+    except (BertronError, ValueError, OSError) as error:  # no url, or no certificates
         return _unhealthy(args.url, str(error))
     elapsed_ms = (time.monotonic() - started) * 1000
     if embedding.ndim != 2 or embedding.shape[0] != 1 or embedding.shape[1] == 0:

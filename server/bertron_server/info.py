@@ -6,34 +6,30 @@ import json
 import sys
 from typing import Any
 
+from bertron_server.connection import add_connection_arguments, open_client
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument(
-        "--url",
-        default="http://127.0.0.1:8000",
-        help="http://HOST:PORT or grpc://HOST:PORT (default: %(default)s)",
-    )
-    parser.add_argument("--model", default="text_embedding", help="default: %(default)s")
-    parser.add_argument(
-        "--timeout-s", type=float, default=5, metavar="S", help="default: %(default)s"
+    add_connection_arguments(
+        parser, url="http://127.0.0.1:8000", timeout_s=5, timeout_of="of all questions together"
     )
     parser.add_argument("--json", action="store_true", help="for programs, as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what the server says; 0, or 1 with the cause where it says nothing."""
-    from bertron_client import BertronError, Client
+    from bertron_client import BertronError
 
     try:
-        with Client(args.url, model=args.model, timeout_s=args.timeout_s) as client:
+        with open_client(args) as client:
             info = dataclasses.asdict(client.server_info())
             statistics = {
                 name: dataclasses.asdict(model)
                 for name, model in client.statistics().items()
                 if name in (args.model, *info["models"])
             }
-    except (BertronError, ValueError) as error:  # ValueError: a url that is none
+    except (BertronError, ValueError, OSError) as error:  # no url, or no certificates
         sys.stderr.write(f"bertron info: {error}\n")
         return 1
     if args.json:

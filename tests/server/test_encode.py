@@ -242,7 +242,7 @@ def test_the_rest_that_can_be_wrong(texts_file, tmp_path, capsys):
         ((texts_file, "--output", tmp_path / "no" / "out.npy"), "no is not a directory"),
         ((tmp_path / "no.txt", "--output", tmp_path / "o.npy"), "no.txt: No such file"),
         ((texts_file, "--output", tmp_path / "o.npy", "--batch", "0"), "--batch is 0"),
-        ((texts_file, "--output", tmp_path / "o.npy", "--url", "x"), "http://HOST:PORT is wanted"),
+        ((texts_file, "--output", tmp_path / "o.npy", "--url", "x"), "grpcs://HOST:PORT is wanted"),
         (
             (texts_file, "--output", tmp_path / "o.npy", "--url", closed_port_url("http")),
             "refused",
