@@ -59,7 +59,7 @@ class FakeTritonServer:
         self._is_secure = tls is not None
         self._http = HttpServer(self.behaviour, http_port, tls and _ssl_context(tls))
         self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(0.02,), name="fake-server-http", daemon=True
+            target=self._http.serve_forever, args=(0.005,), name="fake-server-http", daemon=True
         )
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="fake-server")
         self._grpc = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])

@@ -31,7 +31,7 @@ class ForwardProxy:
         self._server = _ProxyServer(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), name="fake-server-proxy", daemon=True
+            target=self._server.serve_forever, args=(0.005,), name="fake-server-proxy", daemon=True
         )
 
     @property
