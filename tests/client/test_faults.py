@@ -189,8 +189,7 @@ def test_an_answer_that_comes_too_late_is_nobodys(client, server):
             np.testing.assert_array_equal(client.embed(texts), vectors_of(texts))
 
 
-@pytest.mark.parametrize("count", [1, 40])
-def test_a_failed_call_keeps_no_memory_until_the_collector_comes(client, server, count):
+def test_a_failed_call_keeps_no_memory_until_the_collector_comes(client, server):
     """An error that is in a cycle with the frames it passed keeps all the texts of its call."""
 
     def errors():
@@ -202,9 +201,9 @@ def test_a_failed_call_keeps_no_memory_until_the_collector_comes(client, server,
     others = {id(error): error for error in errors()}  # of other tests
     gc.disable()
     try:
-        for method in (client.embed, client.tokenize):
+        for count in (1, 40):
             try:
-                method([f"text {i}" for i in range(count)])
+                client.embed([f"text {i}" for i in range(count)])
             except BertronError:
                 continue
         left = [error for error in errors() if id(error) not in others]

@@ -45,7 +45,7 @@ def test_an_endless_source_is_read_a_bounded_amount_ahead(client, server, ordere
             yield f"text {read}"
 
     rows = client.embed_iter(source(), ordered=ordered)
-    for taken, row in enumerate(itertools.islice(rows, 500), 1):
+    for taken, row in enumerate(itertools.islice(rows, 300), 1):
         assert read - taken <= MOST_READ_AHEAD
         np.testing.assert_array_equal(row.vector, vector_of(f"text {row.index + 1}"))
     rows.close()

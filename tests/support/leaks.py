@@ -8,41 +8,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 _SETTLING_S = 5.0  # gRPC closes its sockets in its own time
 
 
-def open_sockets() -> int:
-    """How many sockets this process has."""
-    found = 0
+def _open_files() -> tuple[int, set[str]]:
+    """How many sockets this process has, and which shared memory objects it has open."""
+    sockets, memory = 0, set()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         try:
-            found += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")  # noqa: PTH115
+            target = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
         except OSError:
             continue  # the list's own, closed by now
-    return found
-
-
-def shared_memory_maps() -> set[str]:
-    """Shared memory objects that this process has mapped, those already unlinked too."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    paths = {line.split(None, 5)[-1] for line in lines}
-    return {path for path in paths if path.startswith("/dev/shm/")}  # noqa: S108
+        sockets += target.startswith("socket:")
+        if target.startswith("/dev/shm/"):  # noqa: S108
+            memory.add(target)
+    return sockets, memory
 
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """Assert that the block leaves no socket, thread or shared memory."""
-    sockets, threads = open_sockets(), set(threading.enumerate())
-    memory = shared_memory_maps()
+    threads = set(threading.enumerate())
+    sockets, memory = _open_files()
     yield
     ended = time.monotonic()
     collect_at_s = 0.5  # what needs the collector to go is not nothing, but is left to Python
     while True:
-        new_sockets = open_sockets() - sockets
+        sockets_now, memory_now = _open_files()
+        new_sockets, new_memory = sockets_now - sockets, memory_now - memory
         new_threads = [thread.name for thread in set(threading.enumerate()) - threads]
-        new_memory = shared_memory_maps() - memory
         if new_sockets <= 0 and not new_threads and not new_memory:
             return
         waited_s = time.monotonic() - ended
