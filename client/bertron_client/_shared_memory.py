@@ -67,6 +67,7 @@ class Regions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._is_closed = False
         self._free: List[Region] = []
         self._all: Dict[str, Region] = {}
         self._abandoned: List[Tuple[float, str]] = []
@@ -87,7 +88,10 @@ class Regions:
     def release(self, region: Region) -> None:
         """Take a region back that the server is done with."""
         with self._lock:
-            self._free.append(region)
+            if not self._is_closed:
+                self._free.append(region)
+                return
+        self.abandon(region, 0)
 
     def abandon(self, region: Region, remaining_s: float) -> None:
         """Remove a region that the server may still write to, for ``remaining_s`` and a little."""
@@ -106,8 +110,12 @@ class Regions:
         return due
 
     def drain(self) -> List[str]:
-        """Remove every region that is not in use; return the names that the server knows."""
+        """Remove every region that is not in use; return the names that the server knows.
+
+        Those in use are removed when their requests end.
+        """
         with self._lock:
+            self._is_closed = True
             free, self._free = self._free, []
             for region in free:
                 del self._all[region.name]

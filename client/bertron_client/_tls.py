@@ -23,7 +23,6 @@ class Tls:
 
     Raises:
         ValueError: A certificate without its key, or a key without its certificate.
-        OSError: A file cannot be read.
     """
 
     root_certificates: Optional[PathLike] = None
@@ -33,9 +32,16 @@ class Tls:
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key go together, only one of them is given")
+
+    def check_files(self) -> None:
+        """Open each file once, because TLS itself does not name one that is missing.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
         for path in (self.root_certificates, self.certificate, self.key):
             if path is not None:
-                Path(path).open("rb").close()  # here, because TLS does not name what is missing
+                Path(path).open("rb").close()
 
     def ssl_context(self) -> ssl.SSLContext:
         """Return what HTTP connections are wrapped with.

@@ -63,6 +63,12 @@ def test_secrets_are_not_shown(server, protocol, open_client):
     assert TOKEN not in f"{client!r} {caught.value}"
 
 
+def test_headers_that_frame_a_request_are_the_clients_own(protocol, open_client):
+    for name in ("Content-Length", "transfer-encoding", "Connection"):
+        with pytest.raises(ValueError, match=f"header '{name.lower()}' is the client's own"):
+            open_client(f"{protocol}://127.0.0.1:1", headers={name: "5"})
+
+
 @pytest.mark.parametrize(
     "headers", [{"x": "a\r\nb: c"}, {"x\n": "a"}, {"x": "ż"}, {"x": "\0"}, {"": "x"}, {"a b": "x"}]
 )

@@ -13,6 +13,11 @@ from .._wire.operations import Operation
 
 # Triton server's own, and the web's.
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+# What says where a request ends, and how it is packed.
+_OWN_HEADERS = (
+    *("connection", "content-encoding", "content-length", "content-type", "expect"),
+    *("inference-header-content-length", "te", "trailer", "transfer-encoding", "upgrade"),
+)
 _HEADER_NAME = re.compile(r"[a-z0-9_.-]+")  # what gRPC allows; HTTP allows a little more
 _WANTED = "http://, https://, grpc:// or grpcs://HOST:PORT is wanted"
 
@@ -127,6 +132,7 @@ def make_options(
 
     Raises:
         ValueError: A choice that does not go with the others, or that no server could make right.
+        OSError: A file that ``tls`` names cannot be read.
     """
     if compression not in (None, "gzip"):
         raise ValueError(f"compression is {compression!r}, 'gzip' or None is wanted")
@@ -134,6 +140,19 @@ def make_options(
         raise ValueError(f"tls is given, but {url} is not encrypted; https:// or grpcs:// is")
     if proxy is not None and url.is_grpc:
         raise ValueError(f"proxy is given, but {url} is not HTTP")
+    if tls is not None:
+        tls.check_files()
+    return Options(
+        connect_timeout_s=connect_timeout_s,
+        headers=_checked_headers(headers, token),
+        compression=compression,
+        tls=(tls or Tls()) if url.is_secure else None,
+        proxy=proxy,
+    )
+
+
+def _checked_headers(headers: Optional[Mapping[str, str]], token: Optional[str]) -> Dict[str, str]:
+    """The headers of every request, names in lower case."""
     lowered = {str(name).lower(): str(value) for name, value in (headers or {}).items()}
     if token is not None:
         if "authorization" in lowered:
@@ -142,12 +161,8 @@ def make_options(
     for name, value in lowered.items():
         if not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"header {name!r} is no name, only a-z, 0-9, -, _ and . make one")
+        if name in _OWN_HEADERS:
+            raise ValueError(f"header {name!r} is the client's own to set")
         if not (value.isascii() and value.isprintable()):  # not shown: it may be a secret
             raise ValueError(f"the value of header {name!r} holds what is not printable ASCII")
-    return Options(
-        connect_timeout_s=connect_timeout_s,
-        headers=lowered,
-        compression=compression,
-        tls=(tls or Tls()) if url.is_secure else None,
-        proxy=proxy,
-    )
+    return lowered
