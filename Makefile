@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A PyTorch wheel index, for example the CPU-only one that pytorch.org names; empty: pip's own.
 TORCH_INDEX_URL ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# The one that was tested, where torch brings none of its own: its CPU builds do not.
+TRITON := triton==3.6.0
 
 INSTALLED := $(VENV)/.installed
 # The CPU library, compiled in seconds where g++ is; without it PyTorch's operators serve.
@@ -29,6 +31,7 @@ $(INSTALLED): pyproject.toml constraints.txt scripts/check_machine.py
 	@$(PYTHON) scripts/check_machine.py
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) $(TORCH) --constraint constraints.txt
+	$(PIP) show --quiet triton 2>/dev/null || $(PIP) install --quiet $(TRITON)
 	$(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 

@@ -116,6 +116,12 @@ REFUSALS = {
 }
 
 
+MODEL_FAULTS = (
+    *("never", "late", "nan", "mixed_up", "wrong_count", "too_many_rows", "wrong_dtype"),
+    *("short_data", "missing_output", "huge"),
+)
+
+
 @dataclass
 class Arrival:
     """A request of any kind."""
@@ -184,8 +190,7 @@ class Behaviour:
     delay_s: float = 0.0
     random_delay_s: float = 0.0  # at most so much more, as `dice` fall
     dice: random.Random = field(default_factory=lambda: random.Random(0))
-    # A key of REFUSALS, or "never", "late", "nan", "wrong_count",
-    # "too_many_rows", "wrong_dtype", "short_data", "missing_output", "huge". In HTTP also FAULTS.
+    # A key of REFUSALS, one of MODEL_FAULTS, or in HTTP one of fake_triton_http_faults.FAULTS.
     fault: str | None = None
     fail_first: int | None = None  # the fault strikes so many requests more; None: all
     fault_strikes: tuple[str, ...] = ("infer",)  # other kinds of Arrival take REFUSALS only
@@ -216,6 +221,13 @@ class Behaviour:
     lock: threading.Lock = field(default_factory=threading.Lock)
     released: threading.Event = field(default_factory=threading.Event)  # ends "never"
     stopped: threading.Event = field(default_factory=threading.Event)  # ends every wait
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "fault" and value is not None:
+            from fake_triton_http_faults import FAULTS  # which imports this module
+
+            assert value in (*REFUSALS, *MODEL_FAULTS, *FAULTS), f"no fault is called {value!r}"
+        super().__setattr__(name, value)
 
     @property
     def config_requests(self) -> int:
@@ -335,6 +347,8 @@ def _embedding(contents: list[tuple[Text, Text | None]], fault: str | None, size
     vectors = np.array([np.resize(vector_of(*row), size) for row in texts], "<f4").reshape(-1, size)
     if fault == "nan":
         vectors[-1, 3] = np.nan
+    if fault == "mixed_up":
+        vectors = np.roll(vectors, 1, axis=1)
     if fault == "wrong_count":
         vectors = vectors[:-1]
     if fault == "too_many_rows":
