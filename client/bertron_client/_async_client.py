@@ -41,7 +41,7 @@ from ._streaming import Stream
 from ._texts import TextOptions, Texts
 from ._tls import Tls
 from ._transports import open_async_transport
-from ._transports.base import AsyncTransport, Options, Transport, Url
+from ._transports.base import AsyncTransport, Transport
 from ._wire.operations import Operation
 
 AnyIterable = Union[Iterable[Any], AsyncIterable[Any]]
@@ -95,6 +95,7 @@ class AsyncClient(BaseClient):
             proxy=proxy,
             shared_memory=shared_memory,
             transport=transport,
+            open_transport=open_async_transport,
         )
         self._loop: Optional[asyncio.AbstractEventLoop] = None
 
@@ -203,9 +204,6 @@ class AsyncClient(BaseClient):
         traceback: Optional[TracebackType],
     ) -> None:
         await self.close()
-
-    def _open_transport(self, url: Url, options: Options) -> AsyncTransport:
-        return open_async_transport(url, options)
 
     def _call(self, timeout_s: Optional[float]) -> Call:
         loop = asyncio.get_running_loop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional
 
 from ._call import Call, checked_timeout_s
 from ._flows import Flows
@@ -38,6 +38,7 @@ class BaseClient:
         proxy: Optional[str],
         shared_memory: bool,
         transport: Any,
+        open_transport: Callable[[Url, Options], Any],
     ) -> None:
         self._url: Url = parse_url(url)
         if not model or not isinstance(model, str):
@@ -61,12 +62,9 @@ class BaseClient:
             tls=tls,
             proxy=proxy,
         )
-        self._transport = transport or self._open_transport(self._url, options)
+        self._transport = transport or open_transport(self._url, options)
         self._process_id = os.getpid()
         self._is_closed = False
-
-    def _open_transport(self, url: Url, options: Options) -> Any:
-        raise NotImplementedError
 
     def _call(self, timeout_s: Optional[float]) -> Call:
         """Begin a call."""

@@ -28,7 +28,7 @@ from ._streaming import Stream
 from ._texts import TextOptions, Texts
 from ._tls import Tls
 from ._transports import open_transport
-from ._transports.base import Options, Transport, Url
+from ._transports.base import Transport
 
 
 class Client(BaseClient):
@@ -92,6 +92,7 @@ class Client(BaseClient):
             proxy=proxy,
             shared_memory=shared_memory,
             transport=transport,
+            open_transport=open_transport,
         )
 
     def embed(
@@ -267,9 +268,6 @@ class Client(BaseClient):
         traceback: Optional[TracebackType],
     ) -> None:
         self.close()
-
-    def _open_transport(self, url: Url, options: Options) -> Transport:
-        return open_transport(url, options)
 
     # Doing the steps of flows.
 

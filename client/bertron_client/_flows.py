@@ -116,7 +116,7 @@ class Flows:
         self, texts: Texts, options: TextOptions, call: Call, on_done: Callable[[int], object]
     ) -> Flow:
         """Return Embeddings, a row for each text; ``on_done`` is told of each batch's size."""
-        limits = yield from self._known_limits(call)
+        limits = yield from self.limits(call)
         size = _output_size(options, limits)
         rows = Embeddings.empty(len(texts), size)
 
@@ -135,7 +135,7 @@ class Flows:
 
     def tokenize(self, texts: Texts, options: TextOptions, call: Call) -> Flow:
         """Return a list of TokenizedText."""
-        limits = yield from self._known_limits(call)
+        limits = yield from self.limits(call)
         if limits.tokenizer is None:
             raise ProtocolError(f"the model has no tokenizer of its own to ask ({self.where})")
         rows: List[Optional[TokenizedText]] = [None] * len(texts)
@@ -150,10 +150,6 @@ class Flows:
 
         yield from self._all_batches(texts, limits, one, call)
         return rows
-
-    def limits(self, call: Call) -> Flow:
-        """Return the model's limits, asked for once."""
-        return (yield from self._known_limits(call))
 
     def embed_batch(self, batch: Batch, options: TextOptions, limits: Limits, call: Call) -> Flow:
         """Return Embeddings of one batch, in the batch's order."""
@@ -200,7 +196,7 @@ class Flows:
     def server_info(self, call: Call) -> Flow:
         """Return ServerInfo, asked for anew."""
         self._limits = None
-        limits = yield from self._known_limits(call)
+        limits = yield from self.limits(call)
         server = yield from self._ask(operations.ServerMetadata(), call)
         metadata = yield from self._ask(operations.ModelMetadata(self._model), call)
         encoder: Any = {}
@@ -213,8 +209,8 @@ class Flows:
         value = yield from self._ask(operations.ModelStatistics(), call)
         return read_statistics(value, self.where)
 
-    def _known_limits(self, call: Call) -> Generator[Step, Any, Limits]:
-        """The limits, asked for once; two calls that ask at once do no harm."""
+    def limits(self, call: Call) -> Generator[Step, Any, Limits]:
+        """Return the model's limits, asked for once; two calls that ask at once do no harm."""
         limits = self._limits
         if limits is None:
             config = yield from self._ask(operations.ModelConfig(self._model), call)

@@ -61,7 +61,7 @@ class Tls:
         Raises:
             OSError: A file cannot be read.
         """
-        import grpc  # here, because it takes a quarter of a second to import
+        import grpc  # here, because it is slow to import
 
         return grpc.ssl_channel_credentials(
             root_certificates=_read(self.root_certificates),

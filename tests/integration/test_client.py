@@ -22,6 +22,7 @@ from bertron_client import (
 )
 from bertron_client._wire.operations import ModelStatistics, RegisterRegion
 from bertron_server.server import TritonServer
+from blocking_async_client import BlockingAsyncClient
 from real_server import MODEL_REPOSITORY, TEXTS, TIMEOUT_S
 from transformers import AutoTokenizer
 
@@ -30,40 +31,9 @@ CLIENTS = 1000
 CALLS = 20
 
 
-class AsyncDriver:
-    """An AsyncClient that is called like a Client: each call runs the loop until it is done."""
-
-    def __init__(self, url: str, **arguments: object) -> None:
-        self._loop = asyncio.new_event_loop()
-        self.client = AsyncClient(url, **arguments)
-
-    def __getattr__(self, name: str):
-        method = getattr(self.client, name)
-        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
-
-    def embed_iter(self, *args: object, **kwargs: object):
-        iterator = self.client.embed_iter(*args, **kwargs)
-        try:
-            while True:
-                try:
-                    yield self._loop.run_until_complete(anext(iterator))
-                except StopAsyncIteration:
-                    return
-        finally:
-            self._loop.run_until_complete(iterator.aclose())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.run_until_complete(self.client.close())
-        assert not asyncio.all_tasks(self._loop)
-        self._loop.close()
-
-
 @pytest.fixture(params=["blocking", "asyncio"])
 def kind(request):
-    return Client if request.param == "blocking" else AsyncDriver
+    return Client if request.param == "blocking" else BlockingAsyncClient
 
 
 @pytest.fixture(params=["grpc", "http"])

@@ -10,7 +10,7 @@ __all__ = ["open_async_transport", "open_transport"]
 def open_transport(url: Url, options: Options) -> Transport:
     """Return the transport for a url, for threads; not yet connected."""
     if url.is_grpc:
-        from .grpc import GrpcTransport  # here, because it takes a quarter of a second to import
+        from .grpc import GrpcTransport  # here, because it is slow to import
 
         return GrpcTransport(url, options)
     from .http import HttpTransport

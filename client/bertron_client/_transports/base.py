@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Optional, Protocol
 from urllib.parse import urlsplit
 
@@ -42,7 +42,7 @@ class AsyncTransport(Protocol):
     """The same for tasks of one event loop."""
 
     async def perform(self, operation: Operation, call: Call) -> Any:
-        """As ``Transport.perform``, but it is the caller that keeps the deadline."""
+        """As ``Transport.perform``."""
 
     async def close(self) -> None:
         """Drop every connection."""
@@ -90,11 +90,11 @@ class Options:
         proxy: Of HTTP: a url, "environment" or None.
     """
 
-    connect_timeout_s: float = 5.0
-    headers: Dict[str, str] = field(default_factory=dict)
-    compression: Optional[str] = None
-    tls: Optional[Tls] = None
-    proxy: Optional[str] = None
+    connect_timeout_s: float
+    headers: Dict[str, str]
+    compression: Optional[str]
+    tls: Optional[Tls]
+    proxy: Optional[str]
 
 
 def parse_url(url: str) -> Url:

@@ -43,7 +43,8 @@ from .operations import (
 HEADER_LENGTH = "inference-header-content-length"
 # Below this a compressed request is hardly smaller, and costs both sides more than it saves.
 _LEAST_BYTES_TO_COMPRESS = 1024
-_GZIP_LEVEL = 1  # texts shrink to half at 100 MB/s; higher levels gain little and cost much
+# The demo's texts shrink to 0.51 at 56 MB/s; level 6 makes 0.46 of them at 25 (Zen 3, 2026-11-25).
+_GZIP_LEVEL = 1
 
 # We map to the most specific error the status allows; what is not listed is a ServerError from
 # 500 on and a ProtocolError below.
