@@ -65,6 +65,13 @@ def check(found: np.ndarray, expected: np.ndarray, what: object) -> None:
         raise SystemExit(f"{what}: a vector has cosine {cosine:.6f} with what it should be")
 
 
+def lines_of(
+    table: str, row: object, columns: Iterable[str], values: Iterable[object]
+) -> list[list[object]]:
+    """One row of a table, a line for each of its values."""
+    return [[table, row, column, value] for column, value in zip(columns, values, strict=True)]
+
+
 def latency_table(server: TritonServer, calls: int) -> tuple[str, list[list[object]]]:
     """One-text calls of the SDK and of tritonclient, one after the other."""
     rows: list[list[object]] = []
@@ -89,7 +96,10 @@ def latency_table(server: TritonServer, calls: int) -> tuple[str, list[list[obje
         rows.append([name, median["tritonclient"], median["SDK"], added])
     shown = [[str(row[0]), *(f"{value:.3f}" for value in row[1:])] for row in rows]
     headings = ["one text, p50 ms", "tritonclient", "SDK", f"added [<= {MOST_OVERHEAD_MS}]"]
-    return measuring.table(headings, shown), rows
+    columns = ("tritonclient_ms", "sdk_ms", "added_ms")
+    return measuring.table(headings, shown), [
+        line for row in rows for line in lines_of("one text", row[0], columns, row[1:])
+    ]
 
 
 def guide_table(server: TritonServer, texts: list[str]) -> tuple[str, list[list[object]]]:
@@ -123,7 +133,8 @@ def guide_table(server: TritonServer, texts: list[str]) -> tuple[str, list[list[
         times = measuring.interleaved(timers, budget_s=30, least=ROUNDS)
     rows: list[list[object]] = []
     for (size, name), values in times.items():
-        rows.append([size, name, *(len(texts) / value for value in sorted(values)[::-1])])
+        rates = [len(texts) / value for value in values]
+        rows += lines_of("texts a call", f"{size}, {name}", ["texts_per_s"] * len(rates), rates)
     shown = [
         [size, name, measuring.spread([len(texts) / value for value in values])]
         for (size, name), values in times.items()
@@ -218,11 +229,13 @@ def long_table(server: TritonServer, sample: list[str], count: int) -> tuple[str
         *("one call", "texts", "texts/s", f"of raw clients' [>= {LEAST_SHARE}]"),
         *("peak memory grew, MB", "of it the result, MB"),
     ]
+    columns = ("texts", "texts_per_s", "share_of_raw", "peak_grew_mb", "result_mb")
+    lines = [line for name, *values in rows for line in lines_of("one call", name, columns, values)]
     raws = ", ".join(f"{rate:.0f}" for rate in raw_rates)
     return (
         measuring.table(headings, shown)
         + f"\n\nRaw clients, {RAW_THREADS} x 64 texts of like length, in between: {raws} texts/s.",
-        rows,
+        lines,
     )
 
 
@@ -256,10 +269,13 @@ def main() -> None:
         f"Took {minutes:.1f} min.\n",
     ]
     sys.stdout.write("\n".join(body))
-    lines = [["latency", *row] for row in latency_rows]
-    lines += [["texts a call", *row] for row in size_rows]
-    lines += [["one call", *row] for row in long_rows]
-    measuring.write_results(args.results, "client", "\n".join(body), ("kind", "values"), lines)
+    measuring.write_results(
+        args.results,
+        "client",
+        "\n".join(body),
+        ("table", "row", "column", "value"),
+        [*latency_rows, *size_rows, *long_rows],
+    )
 
 
 if __name__ == "__main__":
