@@ -6,7 +6,6 @@ import os
 from dataclasses import asdict, replace
 from typing import Any, Callable, Dict, List, Optional, Type, TypeVar, Union
 
-import numpy as np
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.core.errors import SerializationError
 from haystack.utils import Secret
@@ -177,7 +176,7 @@ class BertronTextEmbedder(_Embedder):
         return self._framed(text)
 
     def _result(self, embeddings: Embeddings) -> Dict[str, Any]:
-        return {"embedding": np.asarray(embeddings)[0].tolist(), "meta": _meta(embeddings)}
+        return {"embedding": embeddings.tolist()[0], "meta": _meta(embeddings)}
 
 
 @component
@@ -276,7 +275,7 @@ class BertronDocumentEmbedder(_Embedder):
 
 
 def _with_embeddings(documents: List[Document], embeddings: Embeddings) -> Dict[str, Any]:
-    rows = np.asarray(embeddings).tolist()
+    rows = embeddings.tolist()
     embedded = [replace(document, embedding=row) for document, row in zip(documents, rows)]
     return {"documents": embedded, "meta": _meta(embeddings)}
 

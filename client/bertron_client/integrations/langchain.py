@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, List, Optional, Sequence
 
-import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from .. import AsyncClient, Client
@@ -59,20 +58,20 @@ class BertronEmbeddings(Embeddings):
 
     def embed_documents(self, texts: List[str]) -> List[List[float]]:
         """Return one vector for each text, in order."""
-        return _lists(self._clients.embed(self._documents(texts), **self._options))
+        return self._clients.embed(self._documents(texts), **self._options).tolist()
 
     def embed_query(self, text: str) -> List[float]:
         """Return the vector of one text."""
-        return _lists(self._clients.embed([self._query_prefix + text], **self._options))[0]
+        return self._clients.embed([self._query_prefix + text], **self._options).tolist()[0]
 
     async def aembed_documents(self, texts: List[str]) -> List[List[float]]:
         """Return one vector for each text, in order."""
-        return _lists(await self._clients.embed_async(self._documents(texts), **self._options))
+        return (await self._clients.embed_async(self._documents(texts), **self._options)).tolist()
 
     async def aembed_query(self, text: str) -> List[float]:
         """Return the vector of one text."""
         embeddings = await self._clients.embed_async([self._query_prefix + text], **self._options)
-        return _lists(embeddings)[0]
+        return embeddings.tolist()[0]
 
     def close(self) -> None:
         """Close the Client opened for the url."""
@@ -86,7 +85,3 @@ class BertronEmbeddings(Embeddings):
         if not self._document_prefix:
             return texts
         return [self._document_prefix + text for text in texts]
-
-
-def _lists(embeddings: Any) -> List[List[float]]:
-    return np.asarray(embeddings).tolist()  # type: ignore[no-any-return]

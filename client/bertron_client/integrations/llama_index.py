@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 
@@ -107,10 +106,10 @@ class BertronEmbedding(BaseEmbedding):
         return await self._embed_async([self.text_instruction + text for text in texts])
 
     def _embed(self, texts: Sequence[str]) -> List[List[float]]:
-        return _lists(self._clients.embed(texts, **self._options()))
+        return self._clients.embed(texts, **self._options()).tolist()
 
     async def _embed_async(self, texts: Sequence[str]) -> List[List[float]]:
-        return _lists(await self._clients.embed_async(texts, **self._options()))
+        return (await self._clients.embed_async(texts, **self._options())).tolist()
 
     def _options(self) -> Dict[str, Any]:
         return {
@@ -118,7 +117,3 @@ class BertronEmbedding(BaseEmbedding):
             "normalize": self.normalize,
             "dimensions": self.dimensions,
         }
-
-
-def _lists(embeddings: Any) -> List[List[float]]:
-    return np.asarray(embeddings).tolist()  # type: ignore[no-any-return]
