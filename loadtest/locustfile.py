@@ -1,5 +1,3 @@
-"""For Locust: ``cd loadtest && locust`` opens its web page."""
+from bertron_loadtest.users import GrpcUser, HttpUser, InfinityUser, RawGrpcUser, RawHttpUser
 
-from bertron_loadtest.users import GrpcUser, HttpUser
-
-__all__ = ["GrpcUser", "HttpUser"]
+__all__ = ["GrpcUser", "HttpUser", "InfinityUser", "RawGrpcUser", "RawHttpUser"]

@@ -76,6 +76,7 @@ class Run:
         sent: Calls that were begun; more than there are samples where some never ended.
         not_sent: Arrivals of an open loop that had no room in the load generator.
         snapshots: In order of time, from before the load until after it.
+        problem: Why it could not be made; "" where it could.
     """
 
     settings: Mapping[str, Any]
@@ -85,6 +86,7 @@ class Run:
     sent: int
     not_sent: int = 0
     snapshots: Sequence[Snapshot] = ()
+    problem: str = ""
 
     def save(self, folder: Path) -> None:
         """Write its files into ``folder``, which is made."""
@@ -98,6 +100,7 @@ class Run:
             "phases": [asdict(phase) for phase in self.phases],
             "sent": self.sent,
             "not_sent": self.not_sent,
+            "problem": self.problem,
         }
         (folder / RUN_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -122,6 +125,7 @@ class Run:
                 sent=document["sent"],
                 not_sent=document["not_sent"],
                 snapshots=snapshots,
+                problem=document["problem"],
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no run that this version can read: {error}") from None

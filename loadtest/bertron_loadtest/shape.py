@@ -1,0 +1,80 @@
+"""The shape of a load for Locust: phases one after the other, and an end."""
+
+from argparse import ArgumentParser
+from collections.abc import Iterator
+
+import gevent
+from locust import LoadTestShape, events
+from locust.runners import MasterRunner
+
+from bertron_loadtest.phases import SHAPES, Phase, PhaseRecord, is_saturated, plan_phases
+from bertron_loadtest.users import recorder
+
+# Workers report every three seconds: until then a step of a ramp is not known to its end.
+_UNREPORTED_S = 3.5
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=SHAPES, default="steady")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load after the warm-up")
+    parser.add_argument("--warm-up-s", type=float, default=3.0, help="before it")
+
+
+class PhaseShape(LoadTestShape):  # type: ignore[misc] # locust is not typed
+    """``--users`` at most, but for a spike; see ``phases.plan_phases``."""
+
+    use_common_options = True  # --users is Locust's own
+
+    def reset_time(self) -> None:
+        """Begin anew, as Locust does with each run from its web page."""
+        super().reset_time()
+        self._phases: Iterator[Phase] = iter(())
+        self._phase: Phase | None = None
+        self._start_s = 0.0
+        self._rates: list[float] = []
+        self._is_begun = False
+
+    def tick(self) -> tuple[int, float] | None:
+        """Return users and users a second to reach them; None ends the run."""
+        if recorder.problem:
+            return None
+        if not self._is_begun:
+            self._is_begun = True
+            options = self.runner.environment.parsed_options
+            phases = plan_phases(
+                options.shape,
+                users=options.num_users or 1,
+                seconds=options.seconds,
+                warm_up_s=options.warm_up_s,
+            )
+            self._is_ramp = options.shape == "ramp"
+            self._phases = iter(phases)
+            self._begin()
+        elif self._phase and recorder.clock.now() >= self._start_s + self._phase.seconds:
+            self._end()
+            self._begin()
+        if self._phase is None:
+            if isinstance(self.runner, MasterRunner):
+                # Its quit() waits half a second for the workers; this waits for their last calls.
+                self.runner.stop()
+                gevent.sleep(_UNREPORTED_S)
+            return None
+        return self._phase.users, float(self._phase.users)
+
+    def _begin(self) -> None:
+        self._phase = next(self._phases, None)
+        self._start_s = recorder.clock.now()
+
+    def _end(self) -> None:
+        phase, end_s = self._phase, recorder.clock.now()
+        assert phase is not None
+        recorder.phases.append(PhaseRecord(phase.name, phase.users, self._start_s, end_s))
+        if not self._is_ramp:
+            return
+        seen_until_s = end_s
+        if isinstance(self.runner, MasterRunner):
+            seen_until_s = max(end_s - _UNREPORTED_S, self._start_s + 1)
+        self._rates.append(recorder.texts_per_s(self._start_s, seen_until_s))
+        if is_saturated(self._rates):
+            self._phases = iter(())
