@@ -117,7 +117,7 @@ class RawCaller(Caller):
 class InfinityCaller(Caller):
     """infinity-emb's OpenAI-like endpoint, with vectors as base64: its quickest form."""
 
-    def __init__(self, url: str, model: str, timeout_s: float) -> None:
+    def __init__(self, url: str, _model: str, timeout_s: float) -> None:
         self._place = urlsplit(url).netloc
         self._timeout_s = timeout_s
         self._idle: list[http.client.HTTPConnection] = []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -44,12 +44,14 @@ class ServerPlace:
     Attributes:
         urls: By scheme: ``grpc``, ``http``.
         metrics_url: Of its Prometheus page.
-        pid: Of its first process, where it runs on this machine.
+        pid: Of tritonserver, where it runs on this machine.
+        watched: Further processes whose use is recorded, by name.
     """
 
     urls: Mapping[str, str]
     metrics_url: str | None = None
     pid: int | None = None
+    watched: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def run_load(settings: LoadSettings, place: ServerPlace, folder: Path) -> Run:
         ) as observer,
         contextlib.ExitStack() as workers,
     ):
+        for name, pid in place.watched.items():
+            observer.watch(name, pid)
         master: list[str] = []
         limit_s = settings.warm_up_s + settings.seconds + settings.timeout_s + OVERTIME_S
         if settings.workers:

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import datetime
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
     """Make the run; 0 if every threshold was kept."""
     thresholds = read_thresholds(args.thresholds)
     baseline = Run.load(args.baseline) if args.baseline else None
-    schemes = [urlsplit(url).scheme for url in args.url or ("grpc://", "http://")]
+    schemes = tuple(urls_by_scheme(args.url)) if args.url else ("grpc", "http")
     settings = LoadSettings(
         callers=tuple(args.caller or schemes),
         model=args.model,
@@ -162,18 +162,26 @@ def server_place(args: argparse.Namespace) -> Iterator[ServerPlace]:
         ValueError: The urls are not one of each protocol at most, or the server does not start.
     """
     if args.url:
-        urls = {urlsplit(url).scheme: url for url in args.url}
-        if len(urls) != len(args.url) or not urls.keys() <= {"grpc", "http"}:
-            raise ValueError(
-                f"--url is {', '.join(args.url)}; one grpc://HOST:PORT, one http://HOST:PORT or "
-                "one of each is wanted"
-            )
-        yield ServerPlace(
-            urls, getattr(args, "metrics_url", None), getattr(args, "server_pid", None)
-        )
+        seen = getattr(args, "metrics_url", None), getattr(args, "server_pid", None)
+        yield ServerPlace(urls_by_scheme(args.url), *seen)
         return
     with started_server(args.model_repository) as place:
         yield place
+
+
+def urls_by_scheme(urls: Sequence[str]) -> dict[str, str]:
+    """Return the urls by their schemes.
+
+    Raises:
+        ValueError: They are not one of each protocol at most.
+    """
+    by_scheme = {urlsplit(url).scheme: url for url in urls}
+    if len(by_scheme) != len(urls) or not by_scheme.keys() <= {"grpc", "http"}:
+        raise ValueError(
+            f"--url is {', '.join(urls)}; one grpc://HOST:PORT, one http://HOST:PORT or "
+            "one of each is wanted"
+        )
+    return by_scheme
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ class PhaseShape(LoadTestShape):  # type: ignore[misc] # locust is not typed
             self._phases = iter(phases)
             self._begin()
         elif self._phase and recorder.clock.now() >= self._start_s + self._phase.seconds:
-            self._end()
+            self._end(self._phase)
             self._begin()
         if self._phase is None:
             if isinstance(self.runner, MasterRunner):
@@ -66,9 +66,8 @@ class PhaseShape(LoadTestShape):  # type: ignore[misc] # locust is not typed
         self._phase = next(self._phases, None)
         self._start_s = recorder.clock.now()
 
-    def _end(self) -> None:
-        phase, end_s = self._phase, recorder.clock.now()
-        assert phase is not None
+    def _end(self, phase: Phase) -> None:
+        end_s = recorder.clock.now()
         recorder.phases.append(PhaseRecord(phase.name, phase.users, self._start_s, end_s))
         if not self._is_ramp:
             return

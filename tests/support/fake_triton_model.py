@@ -193,6 +193,7 @@ class Behaviour:
     # A key of REFUSALS, one of MODEL_FAULTS, or in HTTP one of fake_triton_http_faults.FAULTS.
     fault: str | None = None
     fail_first: int | None = None  # the fault strikes so many requests more; None: all
+    fault_share: float = 1.0  # of requests, as `dice` fall
     fault_strikes: tuple[str, ...] = ("infer",)  # other kinds of Arrival take REFUSALS only
     only_texts_with: str = ""  # the fault strikes requests with such a text
     late_s: float = 0.5  # how long "late" withholds a right answer
@@ -276,6 +277,8 @@ class Behaviour:
     def _is_struck(self) -> bool:
         with self.lock:
             if self.fault is None or self.fail_first == 0:
+                return False
+            if self.fault_share < 1 and self.dice.random() >= self.fault_share:
                 return False
             if self.fail_first is not None:
                 self.fail_first -= 1
