@@ -20,7 +20,7 @@ DEMO_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 LOADTEST_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help install export demo serve test test-pythons lint bench loadtest clean
+.PHONY: help install export demo serve test test-pythons lint bench loadtest peers tune clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,8 +66,14 @@ bench: $(MODEL) $(NATIVE) ## tables: in process, served, peers; each row behind 
 	$(BIN)/python benchmarks/bench_cpu.py
 	$(BIN)/python benchmarks/bench_serving.py
 
-loadtest: $(MODEL) $(NATIVE) ## a minute of Locust against a server of its own
-	$(BIN)/python -m bertron_loadtest --seconds $(LOADTEST_SECONDS)
+loadtest: $(MODEL) $(NATIVE) ## a minute of load: find the capacity, judge below it and beyond
+	$(BIN)/python -m bertron_loadtest suite --seconds $(LOADTEST_SECONDS)
+
+peers: $(MODEL) $(NATIVE) ## the same load on infinity-emb, which gets an environment of its own
+	$(BIN)/python -m bertron_loadtest peers
+
+tune: $(MODEL) $(NATIVE) ## try the server's settings under load, write the best beside the old
+	$(BIN)/python -m bertron_loadtest tune
 
 clean: ## remove .venv and what export generated
 	rm -rf $(VENV) kernels/bertron_kernels/lib model_repository/bert/1/model.pt model_repository/bert/1/manifest.json model_repository/tokenizer/1/tokenizer.json

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "run": ("run", "put a server under load, report and judge"),
+    "suite": ("suite", "find the server's capacity, then judge it below that and beyond"),
     "report": ("report_command", "report and judge a saved run anew"),
     "compare": ("compare", "show two saved runs side by side"),
     "matrix": ("matrix", "bert-as-service's published matrix, cell by cell"),
