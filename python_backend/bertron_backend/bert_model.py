@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from bertron_backend import triton_io
+from bertron_backend.batch_metrics import CountPublisher
 from bertron_backend.settings import EncoderSettings
 
 
@@ -32,7 +33,9 @@ class TritonPythonModel:
         self._encoder = Encoder(triton_io.version_directory(args), device, settings)
         loaded = time.monotonic()
         cost = self._encoder.warm_up()
-        triton_io.publish_cost(args["model_name"], cost)
+        self._metrics = triton_io.InstanceMetrics(args)
+        self._metrics.show_cost(cost)
+        self._publisher = CountPublisher(self._encoder.counts, self._metrics.add)
         manifest = self._encoder.manifest
         # float16 has no fast form on any CPU that we know.
         is_widened = manifest.dtype == "float16" or (
@@ -52,3 +55,8 @@ class TritonPythonModel:
         return triton_io.answer_each(
             requests, triton_io.read_tokens, self._encoder.embed, triton_io.embedding_response
         )
+
+    def finalize(self) -> None:
+        """Show the last counts, and take the metrics away."""
+        self._publisher.close()
+        self._metrics.remove()

@@ -14,6 +14,7 @@ import torch
 from bertron_torchscript.manifest import Manifest, checked_file
 from bertron_torchscript.model_file import MODEL_FILE, load, no_profiling
 
+from bertron_backend.batch_metrics import BatchCounts
 from bertron_backend.cost_model import CostModel
 from bertron_backend.errors import InferenceError, InvalidInputError, RequestError
 from bertron_backend.packing import (
@@ -45,6 +46,9 @@ class Encoder:
         device: ``cpu`` or ``cuda:N``.
         settings: The model's parameters.
 
+    Attributes:
+        counts: Of the batches that were embedded, the warm-up's not among them.
+
     Raises:
         ManifestError: The file is not what the export wrote.
     """
@@ -52,6 +56,7 @@ class Encoder:
     def __init__(self, directory: Path, device: str, settings: EncoderSettings) -> None:
         path, self.manifest = checked_file(directory, MODEL_FILE)
         self.device = torch.device(device)
+        self.counts = BatchCounts()
         self._settings = settings
         self._vocabulary = _vocabulary(self.manifest)
         torch.set_num_threads(settings.intra_op_threads)
@@ -88,7 +93,7 @@ class Encoder:
             runs = []
             for _ in range(WARMUP_RUNS):
                 started = time.perf_counter()
-                (answer,) = self.embed([request])
+                (answer,) = self._rows_or_errors([pack_request(request, self._vocabulary)])
                 runs.append(1e3 * (time.perf_counter() - started))
                 if isinstance(answer, RequestError):
                     raise answer
@@ -112,6 +117,7 @@ class Encoder:
         if not packed:
             return answers
         rows = self._rows_or_errors(list(packed.values()))
+        self.counts.add(np.concatenate([request.lengths for request in packed.values()]))
         for index, answer in zip(packed, rows, strict=True):
             answers[index] = answer
         return answers

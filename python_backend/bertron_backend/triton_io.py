@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from bertron_backend.batch_metrics import DESCRIPTIONS, Counter
 from bertron_backend.batch_tokenizer import TextRequest, TokenBatch
 from bertron_backend.errors import ExpiredError, InferenceError, InvalidInputError
 from bertron_backend.packing import TokenRequest
@@ -48,24 +49,58 @@ def log_info(message: str) -> None:
     pb_utils.Logger.log_info(message)
 
 
-def publish_cost(model_name: str, cost: CostModel) -> None:
-    """Show the cost model among the server's metrics, as ``bertron_forward_cost_ms``."""
-    family = pb_utils.MetricFamily(
-        name="bertron_forward_cost_ms",
-        description="Milliseconds of a forward: fixed + token * tokens + pair * sum(tokens^2)",
-        kind=pb_utils.MetricFamily.GAUGE,
-    )
-    for part, value in (
-        ("fixed", cost.fixed_ms),
-        ("token", cost.token_ms),
-        ("pair", cost.pair_ms),
-    ):
-        metric = family.Metric(labels={"model": model_name, "part": part})
-        metric.set(value)
-        _metrics.append(metric)  # a metric is gone with its last reference
+class InstanceMetrics:
+    """What one instance of the encoder shows among the server's metrics.
 
+    Every instance shows its own, told apart by ``model_instance``. Triton server 2.51 frees a
+    metric that two of them share when the first one ends, and the second writes into freed memory.
 
-_metrics: list[Any] = []
+    Args:
+        args: What Triton server passes to ``initialize``.
+    """
+
+    def __init__(self, args: dict[str, str]) -> None:
+        self._labels = {"model": args["model_name"], "model_instance": args["model_instance_name"]}
+        self._families: dict[str, Any] = {}  # a metric is gone with its family
+        self._counters: dict[Counter, Any] = {}
+
+    def show_cost(self, cost: CostModel) -> None:
+        """Show the cost model, as ``bertron_forward_cost_ms``."""
+        family = self._family(
+            "bertron_forward_cost_ms",
+            "Milliseconds of a forward: fixed + token * tokens + pair * sum(tokens^2)",
+            pb_utils.MetricFamily.GAUGE,
+        )
+        for part, value in (
+            ("fixed", cost.fixed_ms),
+            ("token", cost.token_ms),
+            ("pair", cost.pair_ms),
+        ):
+            family.Metric(labels={**self._labels, "part": part}).set(value)
+
+    def add(self, counter: Counter, growth: int) -> None:
+        """Add to a counter; it is shown from the first time on.
+
+        That is a message to the server's process, 20 us in which no other thread runs Python.
+        """
+        if counter not in self._counters:
+            kind = pb_utils.MetricFamily.COUNTER
+            family = self._family(counter.name, DESCRIPTIONS[counter.name], kind)
+            bucket = {} if counter.le is None else {"le": counter.le}
+            self._counters[counter] = family.Metric(labels={**self._labels, **bucket})
+        if growth:
+            self._counters[counter].increment(growth)
+
+    def remove(self) -> None:
+        """Take all away; the stub's process crashes at its end over what is still there."""
+        self._counters.clear()
+        self._families.clear()
+
+    def _family(self, name: str, description: str, kind: Any) -> Any:
+        if name not in self._families:
+            family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+            self._families[name] = family
+        return self._families[name]
 
 
 def answer_each(

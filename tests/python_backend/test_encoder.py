@@ -42,6 +42,32 @@ def test_warm_up_runs_every_shape_even_beyond_the_limit(encoder):
     encoder.warm_up()
 
 
+def counted(encoder):
+    return {
+        counter.name: growth
+        for counter, growth in encoder.counts.take().items()
+        if counter.le is None
+    }
+
+
+def test_each_batch_is_counted_once_and_the_warm_up_is_not(encoder):
+    encoder.counts.take()
+    encoder.warm_up()
+    assert set(counted(encoder).values()) == {0}
+    bad = request_of(5, seed=5)
+    bad.input_ids[0, 0] = 400
+    encoder.embed([request_of(3, 60, 1, seed=1), bad, request_of(66, seed=2)])
+    encoder.embed([request_of(9, seed=3)])
+    encoder.embed([bad])
+    assert counted(encoder) == {
+        "bertron_tokens_total": 64 + 66 + 9,
+        "bertron_padded_tokens_total": 4 * 66 + 9,
+        "bertron_texts_total": 5,
+        "bertron_batch_tokens_count": 2,
+        "bertron_batch_tokens_sum": 139,
+    }
+
+
 def test_rows_belong_to_their_requests_across_split_batches(encoder):
     requests = [request_of(3, 60, 1, seed=1), request_of(66, seed=2), request_of(9, 9, seed=3)]
     together = encoder.embed(requests)

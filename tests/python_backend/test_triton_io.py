@@ -7,7 +7,9 @@ import time
 import fake_pb_utils as pb
 import numpy as np
 import pytest
+from bertron_backend.batch_metrics import Counter
 from bertron_backend.batch_tokenizer import TokenBatch
+from bertron_backend.cost_model import CostModel
 from bertron_backend.errors import ExpiredError, InferenceError, InvalidInputError
 
 
@@ -149,3 +151,60 @@ def test_token_ids_without_a_deadline_are_read(triton_io):
     ids = np.ones((1, 3), dtype=np.int32)
     request = pb.InferenceRequest(input_ids=ids, attention_mask=ids, token_type_ids=ids)
     assert triton_io.read_tokens(request).input_ids is ids
+
+
+class FakeMetricFamily:
+    """Its metrics are on the page as long as it lives, as in Triton server."""
+
+    COUNTER, GAUGE = "counter", "gauge"
+
+    def __init__(self, page, name, description, kind):
+        assert description
+        assert name not in page, "a family is made once"
+        self.page, self.name, self.kind = page, name, kind
+        page[name] = {}
+
+    def __del__(self):
+        del self.page[self.name]
+
+    def Metric(self, labels):  # noqa: N802 - Triton server's name
+        return FakeMetric(self, tuple(sorted(labels.items())))
+
+
+class FakeMetric:
+    def __init__(self, family, key):
+        self.values, self.kind, self.key = family.page[family.name], family.kind, key
+        self.values[key] = 0.0
+
+    def set(self, value):
+        assert self.kind == "gauge"
+        self.values[self.key] = value
+
+    def increment(self, value):
+        assert self.kind == "counter"
+        assert value > 0, "a message for nothing"
+        self.values[self.key] += value
+
+
+def test_metrics_are_shown_with_their_labels_until_they_are_removed(triton_io, monkeypatch):
+    page = {}
+    family = functools.partial(FakeMetricFamily, page)
+    family.COUNTER, family.GAUGE = FakeMetricFamily.COUNTER, FakeMetricFamily.GAUGE
+    monkeypatch.setattr(pb, "MetricFamily", family, raising=False)
+    metrics = triton_io.InstanceMetrics({"model_name": "m", "model_instance_name": "m_0_1"})
+    metrics.show_cost(CostModel(fixed_ms=1, token_ms=2, pair_ms=3))
+    texts, bucket = Counter("bertron_texts_total"), Counter("bertron_batch_tokens_bucket", "16")
+    for growth in (0, 5, 2):
+        metrics.add(texts, growth)
+    metrics.add(bucket, 0)
+    own = (("model", "m"), ("model_instance", "m_0_1"))
+    assert page == {
+        "bertron_forward_cost_ms": {
+            (*own, ("part", part)): value
+            for part, value in (("fixed", 1), ("token", 2), ("pair", 3))
+        },
+        "bertron_texts_total": {own: 7},
+        "bertron_batch_tokens_bucket": {(("le", "16"), *own): 0},
+    }
+    metrics.remove()
+    assert page == {}
