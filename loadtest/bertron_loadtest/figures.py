@@ -66,15 +66,13 @@ def figures_of(run: Run, phase: PhaseRecord | None) -> Figures:
     """
     samples, span = run.samples, measured_span(run, phase)
     right = samples.outcome == Outcome.RIGHT
-    if phase is None:
-        ended, measured = np.ones(len(samples), bool), samples.end_s >= span[0]
-    else:
+    ended, measured = np.ones(len(samples), bool), _measured(run, phase)
+    if phase is not None:
         ended = _within(samples.end_s, (phase.start_s, phase.end_s))
-        measured = _within(samples.end_s, span)
     found: Figures = {
         **_counts(samples.outcome[ended]),
         **_rates(samples, right, span),
-        **_latencies(1e3 * samples.latency_s[measured & right]),
+        **_latencies(right_latencies_ms(run, phase)),
         "generator_lag_p99_ms": percentile(1e3 * samples.lag_s[measured], 99),
         "not_sent": run.not_sent if phase is None else None,
     }
@@ -119,6 +117,13 @@ def measured_span(run: Run, phase: PhaseRecord | None) -> Span:
     if RAMP_PHASE.fullmatch(phase.name):
         settling_s = min(SETTLING_S, (phase.end_s - phase.start_s) / 2)
     return phase.start_s + settling_s, phase.end_s
+
+
+def right_latencies_ms(run: Run, phase: PhaseRecord | None) -> NDArray[np.float64]:
+    """Return what a phase's latencies are taken from, in the order of the calls' ends."""
+    chosen = _measured(run, phase) & (run.samples.outcome == Outcome.RIGHT)
+    latencies_ms: NDArray[np.float64] = 1e3 * run.samples.latency_s[chosen]
+    return latencies_ms
 
 
 def percentile(values: NDArray[np.float64], percent: int) -> float | None:
@@ -186,6 +191,12 @@ def errors_by_class(run: Run) -> list[tuple[str, str, int]]:
 def process_names(run: Run) -> list[str]:
     """Return what processes were seen, in the order in which they first were."""
     return list(dict.fromkeys(name for snapshot in run.snapshots for name in snapshot.processes))
+
+
+def _measured(run: Run, phase: PhaseRecord | None) -> NDArray[np.bool_]:
+    """Which calls ended in the measured part; of the whole run, also those after its last phase."""
+    start_s, end_s = measured_span(run, phase)
+    return _within(run.samples.end_s, (start_s, np.inf if phase is None else end_s))
 
 
 def _within(times_s: NDArray[np.float64], span: Span) -> NDArray[np.bool_]:

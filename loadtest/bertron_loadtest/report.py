@@ -1,113 +1,369 @@
-"""Locust's CSV files as a table."""
+"""What a run came to, for people and for programs: a page, JSON, CSV, and a few lines of text."""
 
 import csv
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-_NUM_TEXTS = re.compile(r"embed (\d+) texts")  # users.NAME_FORMAT
-_HEADINGS = ("", "requests", "failures", "texts/s", "p50 ms", "p95 ms", "p99 ms", "max ms")
+from bertron_loadtest.compare import (
+    RULE,
+    compare_runs,
+    comparison_table,
+    differing,
+    differing_tables,
+)
+from bertron_loadtest.figures import (
+    RAMP_PHASE,
+    SERVER_PARTS,
+    WHOLE_RUN,
+    Figures,
+    batch_sizes,
+    batch_tokens,
+    errors_by_class,
+    figures_by_phase,
+    find_phase,
+    measured_span,
+    process_names,
+    right_latencies_ms,
+)
+from bertron_loadtest.page import Page, Section, Table, shown, shown_share
+from bertron_loadtest.phases import WARM_UP
+from bertron_loadtest.run_record import Run
+from bertron_loadtest.thresholds import Verdict
 
-
-@dataclass(frozen=True)
-class Row:
-    """One kind of request; latencies in ms, as Locust rounds them."""
-
-    name: str
-    requests: int
-    failures: int
-    texts_per_s: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run gave, the last row being all requests together."""
-
-    rows: Sequence[Row]
-    errors: Sequence[str]
-
-    @property
-    def is_good(self) -> bool:
-        """Whether there were answers, all of them right."""
-        return bool(self.rows) and self.rows[-1].requests > 0 and self.rows[-1].failures == 0
-
-    def table(self) -> str:
-        """Return the rows under headings, then each kind of failure."""
-        cells = [list(_HEADINGS)]
-        for row in self.rows:
-            latencies = (row.p50_ms, row.p95_ms, row.p99_ms, row.max_ms)
-            cells.append(
-                [
-                    row.name,
-                    str(row.requests),
-                    str(row.failures),
-                    f"{row.texts_per_s:.1f}",
-                    *(f"{latency_ms:.0f}" for latency_ms in latencies),
-                ]
-            )
-        widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
-        lines = [
-            "  ".join(
-                cell.ljust(widths[column]) if column == 0 else cell.rjust(widths[column])
-                for column, cell in enumerate(line)
-            )
-            for line in cells
-        ]
-        return "\n".join([*lines, *(f"failed {error}" for error in self.errors)])
+REPORT_FILE = "report.html"
+FIGURES_FILE = "figures.json"
+TABLE_FILE = "figures.csv"
+SATURATION_FILE = "saturation.svg"
+MOST_ERRORS = 20  # kinds that are shown; figures.json has all
 
 
-def read_report(prefix: Path) -> Report:
-    """Read ``PREFIX_final_stats.csv`` and ``PREFIX_final_failures.csv``.
+def write_report(
+    run: Run, folder: Path, verdicts: Sequence[Verdict], baseline: Run | None = None
+) -> None:
+    """Write the files of a run's report into ``folder``, which is made.
 
-    Raises:
-        OSError: Locust did not write them.
+    They are ``report.html``, ``figures.json``, ``figures.csv`` (a phase, figure and value a line)
+    and for a ramp ``saturation.svg``.
     """
-    lines = _lines(prefix, "stats")
-    rows = [_row(line) for line in lines if line["Name"] != "Aggregated"]
-    rows.sort(key=lambda row: (row.name.split(",")[0], _texts_in(row.name)))
-    texts_per_s = sum(row.texts_per_s for row in rows)
-    rows += [
-        replace(_row(line), name="all", texts_per_s=texts_per_s)
-        for line in lines
-        if line["Name"] == "Aggregated"
+    from bertron_loadtest import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    by_phase = figures_by_phase(run)
+    document = json.dumps(_document(run, by_phase, verdicts), indent=2, allow_nan=False)
+    (folder / FIGURES_FILE).write_text(document + "\n", encoding="utf-8")
+    with (folder / TABLE_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("phase", "figure", "value"))
+        for phase, found in by_phase.items():
+            writer.writerows((phase, name, value) for name, value in found.items())
+    with plots.style():
+        pictures = _pictures(run, by_phase)
+        if "saturation" in pictures:
+            plots.write_svg(pictures["saturation"], folder / SATURATION_FILE)
+        svgs = {name: plots.svg_of(figure, name) for name, figure in pictures.items()}
+    sections = [
+        *_judged_sections(run, by_phase, verdicts),
+        *_picture_sections(run, by_phase, svgs),
+        *_other_sections(run, by_phase, verdicts, baseline),
     ]
-    errors = [
-        f"{line['Occurrences']} x {line['Method']}, {line['Name']}: {line['Error']}"
-        for line in _lines(prefix, "failures")
+    page = Page(_title(run), _notes(run, by_phase, verdicts), _passed(verdicts), sections)
+    page.write(folder / REPORT_FILE)
+
+
+def text_summary(run: Run, verdicts: Sequence[Verdict]) -> str:
+    """Return what a terminal shows of a run; its last line is PASSED or FAILED."""
+    by_phase = figures_by_phase(run)
+    parts = [_title(run), _phase_table(run, by_phase).text()]
+    named = {
+        "where the time went, ms a call": _time_table(by_phase),
+        "batches of bert": _batch_table(by_phase),
+        "processes": _process_table(run, by_phase[WHOLE_RUN]),
+        "calls that were not right": _error_table(run),
+    }
+    parts += [f"{name}\n{table.text()}" for name, table in named.items() if table]
+    judged = [f"failed: {_sentence(verdict)}" for verdict in verdicts if not verdict.passed]
+    judged += [f"not judged: {note}" for note in _not_judged(verdicts)]
+    judged.append("PASSED" if _passed(verdicts) else "FAILED")
+    return "\n\n".join([*parts, "\n".join(judged)])
+
+
+def _passed(verdicts: Sequence[Verdict]) -> bool:
+    return bool(verdicts) and all(verdict.passed for verdict in verdicts)
+
+
+def _title(run: Run) -> str:
+    settings = run.settings
+    load = f"{settings.get('users', '?')} users"
+    if _is_open(run):
+        load = f"{shown(settings.get('rate'))} calls/s"
+    return f"Load test: {settings.get('workload', '?')}, {settings.get('shape', '?')}, {load}"
+
+
+def _notes(run: Run, by_phase: Mapping[str, Figures], verdicts: Sequence[Verdict]) -> list[str]:
+    found = by_phase[WHOLE_RUN]
+    right, refused = shown(found["right"]), shown(found["refused"])
+    kept = [verdict.passed for verdict in verdicts if verdict.judged]
+    return [
+        *([f"The run could not be made: {run.problem}"] if run.problem else []),
+        f"{run.sent:,} calls were sent: {right} answered rightly, {refused} refused, "
+        f"{shown(_errors(found))} wrong, failed or lost. "
+        f"{sum(kept)} of {len(kept)} limits were kept.",
+        *(f"Not judged: {note}." for note in _not_judged(verdicts)),
     ]
-    return Report(rows, errors)
 
 
-def _row(line: dict[str, str]) -> Row:
-    right_per_s = float(line["Requests/s"]) - float(line["Failures/s"])
-    return Row(
-        name=f"{line['Type']}, {line['Name']}",
-        requests=int(line["Request Count"]),
-        failures=int(line["Failure Count"]),
-        texts_per_s=right_per_s * _texts_in(line["Name"]),
-        p50_ms=_number(line["50%"]),
-        p95_ms=_number(line["95%"]),
-        p99_ms=_number(line["99%"]),
-        max_ms=_number(line["Max Response Time"]),
-    )
+def _is_open(run: Run) -> bool:
+    return run.settings.get("loop") == "open"
 
 
-def _texts_in(name: str) -> int:
-    match = _NUM_TEXTS.search(name)
-    return int(match.group(1)) if match else 0
+def _document(
+    run: Run, by_phase: Mapping[str, Figures], verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    sizes = {name: batch_sizes(run, find_phase(run, name)) for name in by_phase}
+    tokens = {name: batch_tokens(run, find_phase(run, name)) for name in by_phase}
+    return {
+        "passed": _passed(verdicts),
+        "problem": run.problem,
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "phases": [asdict(phase) for phase in run.phases],
+        "sent": run.sent,
+        "figures": by_phase,
+        "batch_texts": sizes,
+        "batch_tokens": {
+            name: {_edge(edge): count for edge, count in counts.items()}
+            for name, counts in tokens.items()
+        },
+        "errors": [
+            {"outcome": outcome, "error": error, "calls": count}
+            for outcome, error, count in errors_by_class(run)
+        ],
+        "settings": dict(run.settings),
+        "setting": dict(run.setting),
+    }
 
 
-def _lines(prefix: Path, kind: str) -> list[dict[str, str]]:
-    with prefix.with_name(f"{prefix.name}_final_{kind}.csv").open(
-        newline="", encoding="utf-8"
-    ) as file:
-        return list(csv.DictReader(file))
+def _edge(tokens: float) -> str:
+    return f"{tokens:.0f}" if math.isfinite(tokens) else "+Inf"
 
 
-def _number(cell: str) -> float:
-    return float(cell) if cell not in ("", "N/A") else 0.0
+# Tables.
+
+
+def _phase_table(run: Run, by_phase: Mapping[str, Figures]) -> Table:
+    load = "calls/s due" if _is_open(run) else "users"
+    times = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
+    rows = [
+        (
+            *(name, _load_of(run, name), shown(found["texts_per_s"])),
+            *(shown(found["tokens_per_s"]), *(shown(found[time]) for time in times)),
+            *(shown(found["refused"]), shown(_errors(found))),
+        )
+        for name, found in by_phase.items()
+    ]
+    marked = [row for row, found in enumerate(by_phase.values()) if _errors(found)]
+    headings = ("phase", load, "texts/s", "tokens/s", "p50 ms", "p95 ms", "p99 ms", "max ms")
+    return Table((*headings, "refused", "errors"), rows, marked=frozenset(marked))
+
+
+def _errors(found: Figures) -> float:
+    return sum(found[name] or 0 for name in ("wrong", "failed", "unanswered"))
+
+
+def _load_of(run: Run, name: str) -> str:
+    """Users of a phase; in an open loop the arrivals that it had."""
+    phase = find_phase(run, name)
+    if not _is_open(run):
+        return "" if phase is None else f"{phase.users}"
+    start_s, end_s = measured_span(run, phase)
+    due = (run.samples.due_s >= start_s) & (run.samples.due_s < end_s)
+    return shown(float(due.sum()) / (end_s - start_s)) if end_s > start_s else "-"
+
+
+def _time_table(by_phase: Mapping[str, Figures]) -> Table | None:
+    names = ("mean_ms", "network_ms", *SERVER_PARTS)
+    rows = [
+        (phase, *(shown(found[name]) for name in names))
+        for phase, found in by_phase.items()
+        if found["server_ms"] is not None
+    ]
+    headings = ("phase", "mean", "network", "tokenizer waits", "tokenizer", "between steps")
+    return Table((*headings, "bert waits", "bert"), rows) if rows else None
+
+
+def _batch_table(by_phase: Mapping[str, Figures]) -> Table | None:
+    rows = [
+        (
+            *(phase, shown(found["batch_texts"]), shown(found["batch_tokens"])),
+            shown_share(found["padding_saved"]),
+        )
+        for phase, found in by_phase.items()
+        if found["batch_texts"] is not None or found["batch_tokens"] is not None
+    ]
+    return Table(("phase", "texts", "tokens", "padding not computed"), rows) if rows else None
+
+
+def _process_table(run: Run, found: Figures) -> Table | None:
+    rows = []
+    for name in process_names(run):
+        key = name.replace(" ", "_")
+        figures = (f"cpu_cores.{key}", f"memory_mb.{key}", f"memory_slope_mb_per_min.{key}")
+        rows.append((name, *(shown(found[figure]) for figure in figures)))
+    headings = ("process", "CPU cores", "MB at the end", "MB/min")
+    return Table(headings, rows) if rows else None
+
+
+def _error_table(run: Run) -> Table | None:
+    errors = errors_by_class(run)
+    rows = [(f"{count:,}", outcome, error) for outcome, error, count in errors[:MOST_ERRORS]]
+    if len(errors) > MOST_ERRORS:
+        left = sum(count for _, _, count in errors[MOST_ERRORS:])
+        rows.append((f"{left:,}", "", f"of {len(errors) - MOST_ERRORS} more kinds"))
+    if run.sent > len(run.samples):
+        rows.append((f"{run.sent - len(run.samples):,}", "never ended", ""))
+    return Table(("calls", "outcome", "error"), rows, left=frozenset({1, 2})) if rows else None
+
+
+def _verdict_table(verdicts: Sequence[Verdict]) -> Table:
+    words = {True: "passed", False: "failed"}
+    rows = [
+        (
+            *(verdict.phase, verdict.figure, verdict.limit, _exactly(verdict.found)),
+            words[verdict.passed] if verdict.judged else "not judged",
+            verdict.reason,
+        )
+        for verdict in verdicts
+    ]
+    marked = frozenset(row for row, verdict in enumerate(verdicts) if not verdict.passed)
+    headings = ("phase", "figure", "limit", "found", "", "why")
+    return Table(headings, rows, left=frozenset({1, 2, 4, 5}), marked=marked)
+
+
+def _exactly(value: float | None) -> str:
+    """More digits than ``shown``: a limit that is just missed has to look missed."""
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _sentence(verdict: Verdict) -> str:
+    what = f"{verdict.phase} {verdict.figure}"
+    if verdict.reason:
+        return f"{what}, {verdict.limit}: {verdict.reason}"
+    return f"{what} is {_exactly(verdict.found)}, {verdict.limit} is wanted"
+
+
+def _not_judged(verdicts: Sequence[Verdict]) -> list[str]:
+    """Phases by why they were not; a line for each reason."""
+    by_reason: dict[str, dict[str, None]] = {}
+    for verdict in verdicts:
+        if not verdict.judged:
+            what = verdict.phase
+            if "baseline" in verdict.limit:
+                what += f" {verdict.figure}"
+            by_reason.setdefault(verdict.reason, {})[what] = None
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+
+
+# The page.
+
+
+def _judged_sections(
+    run: Run, by_phase: Mapping[str, Figures], verdicts: Sequence[Verdict]
+) -> list[Section]:
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    return [
+        Section("Failed", tables=[_verdict_table(failed)] if failed else []),
+        Section("Phases", tables=[_phase_table(run, by_phase)]),
+    ]
+
+
+def _pictures(run: Run, by_phase: Mapping[str, Figures]) -> dict[str, Any]:
+    """Figures of matplotlib by name, but for those of which nothing is known."""
+    from bertron_loadtest import plots
+
+    load = {name: found for name, found in by_phase.items() if name != WARM_UP}
+    phases = [name for name in load if name != WHOLE_RUN]
+    latencies = {name: right_latencies_ms(run, find_phase(run, name)) for name in phases}
+    steps = {
+        _load_of(run, name): found for name, found in load.items() if RAMP_PHASE.fullmatch(name)
+    }
+    pictures = {
+        "time": plots.over_time(run),
+        "distribution": plots.latency_distribution(latencies),
+        "parts": plots.where_time_went(load if len(phases) > 1 else {WHOLE_RUN: load[WHOLE_RUN]}),
+        "batches": plots.batches(batch_sizes(run, None), batch_tokens(run, None)),
+        "processes": plots.processes_over_time(run),
+        "saturation": plots.saturation(steps),
+    }
+    return {name: figure for name, figure in pictures.items() if figure is not None}
+
+
+def _picture_sections(
+    run: Run, by_phase: Mapping[str, Figures], svgs: Mapping[str, str]
+) -> list[Section]:
+    load = "calls/s that were due" if _is_open(run) else "users"
+    described: Mapping[str, tuple[str, str, Table | None]] = {
+        "time": ("Throughput and latency over time", "Of right calls.", None),
+        "distribution": ("Latency distribution", "Of right calls, a curve a phase.", None),
+        "parts": ("Where the time went", "Means; the table has ms.", _time_table(by_phase)),
+        "batches": (
+            "Batches of bert",
+            "How many texts and tokens were computed at once.",
+            _batch_table(by_phase),
+        ),
+        "processes": (
+            "CPU and memory",
+            "The table's CPU is the mean after the warm-up.",
+            _process_table(run, by_phase[WHOLE_RUN]),
+        ),
+        "saturation": (
+            "Saturation",
+            f"Latency over throughput; the numbers are {load}. Where more of them bring no more "
+            "texts/s, calls only wait longer.",
+            None,
+        ),
+    }
+    return [
+        Section(heading, [note], [svgs[name]], [table] if table else [])
+        for name, (heading, note, table) in described.items()
+        if name in svgs
+    ]
+
+
+def _other_sections(
+    run: Run,
+    by_phase: Mapping[str, Figures],
+    verdicts: Sequence[Verdict],
+    baseline: Run | None,
+) -> list[Section]:
+    errors = _error_table(run)
+    sections = [
+        Section("Calls that were not right", tables=[errors] if errors else []),
+        Section("Every threshold", tables=[_verdict_table(verdicts)] if verdicts else []),
+    ]
+    if baseline is not None:
+        names = ("baseline", "run")
+        asked = differing_tables(differing(baseline.settings, run.settings), names)
+        shouted = ["THE BASELINE WAS ASKED FOR SOMETHING ELSE, see the first table."]
+        table = comparison_table(compare_runs(baseline, run), names)
+        notes = [*(shouted if asked else []), RULE]
+        sections.append(Section("Beside the baseline", notes, tables=[*asked, table]))
+    return [
+        *sections,
+        Section("Every figure", tables=[_figure_table(by_phase)], folded=True),
+        Section("What was asked for", tables=[_mapping_table(run.settings)]),
+        Section("Where and with what", tables=[_mapping_table(run.setting)]),
+    ]
+
+
+def _figure_table(by_phase: Mapping[str, Figures]) -> Table:
+    names = next(iter(by_phase.values()))
+    rows = [(name, *(shown(found[name]) for found in by_phase.values())) for name in names]
+    return Table(("figure", *by_phase), rows)
+
+
+def _mapping_table(mapping: Mapping[str, Any]) -> Table:
+    rows = [(name, str(value)) for name, value in mapping.items()]
+    return Table(("", ""), rows, left=frozenset({1}))

@@ -116,11 +116,11 @@ def judge(run: Run, thresholds: Thresholds, baseline: Run | None = None) -> list
     ]
     if run.problem:
         verdicts.insert(
-            0, Verdict(WHOLE_RUN, "", "is made", None, passed=False, reason=run.problem)
+            0, Verdict(WHOLE_RUN, "problem", "none", None, passed=False, reason=run.problem)
         )
     if not any(verdict.judged for verdict in verdicts):
         reason = "no limit is for this run"
-        verdicts.append(Verdict(WHOLE_RUN, "", "is judged", None, passed=False, reason=reason))
+        verdicts.append(Verdict(WHOLE_RUN, "limits", "some", None, passed=False, reason=reason))
     return verdicts
 
 
