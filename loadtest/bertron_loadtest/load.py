@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import socket
@@ -215,7 +216,7 @@ def _locust_command(
         "warm-up-s": settings.warm_up_s,
         "users": users,
         # Calls in flight at the end are waited for, and each has its deadline.
-        "stop-timeout": settings.timeout_s + 5,
+        "stop-timeout": math.ceil(settings.timeout_s) + 5,
         "loglevel": "WARNING",
     }
     options |= {f"{scheme}-url": url for scheme, url in urls.items()}

@@ -29,6 +29,7 @@ class Recorder:
         sent: Calls that were begun.
         not_sent: Arrivals of an open loop for which there was no room.
         phases: Filled by whoever decides how many users there are.
+        ready_s: When the last process had its known vectors; no call is made before.
         problem: Why the run cannot go on; "" while it can.
     """
 
@@ -42,6 +43,7 @@ class Recorder:
         self.sent = 0
         self.not_sent = 0
         self.phases: list[PhaseRecord] = []
+        self.ready_s = 0.0
         self.problem = ""
 
     def drain(self) -> dict[str, Any]:
@@ -50,6 +52,7 @@ class Recorder:
             "samples": [list(sample) for sample in self.samples],
             "sent": self.sent,
             "not_sent": self.not_sent,
+            "ready_s": self.ready_s,
             "problem": self.problem,
         }
         self.samples, self.sent, self.not_sent = [], 0, 0
@@ -60,6 +63,7 @@ class Recorder:
         self.samples += [Sample(*fields) for fields in report["samples"]]
         self.sent += report["sent"]
         self.not_sent += report["not_sent"]
+        self.ready_s = max(self.ready_s, report["ready_s"])
         self.problem = self.problem or report["problem"]
 
     def texts_per_s(self, start_s: float, end_s: float) -> float:

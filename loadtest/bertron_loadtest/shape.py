@@ -51,7 +51,9 @@ class PhaseShape(LoadTestShape):  # type: ignore[misc] # locust is not typed
             self._is_ramp = options.shape == "ramp"
             self._phases = iter(phases)
             self._begin()
-        elif self._phase and recorder.clock.now() >= self._start_s + self._phase.seconds:
+        # The first begins when the known vectors are there: Locust asks for them after a tick.
+        self._start_s = max(self._start_s, recorder.ready_s)
+        if self._phase and recorder.clock.now() >= self._start_s + self._phase.seconds:
             self._end(self._phase)
             self._begin()
         if self._phase is None:

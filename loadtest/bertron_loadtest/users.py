@@ -92,6 +92,7 @@ def _prepare(environment: Any, **_: Any) -> None:
         return  # it makes no calls
     try:
         EmbedUser.prepare(environment)
+        recorder.ready_s = recorder.clock.now()
     except Exception as error:  # Locust logs what a listener raises and goes on
         recorder.problem = describe(error)
         if isinstance(environment.runner, WorkerRunner):

@@ -62,7 +62,7 @@ def test_the_page_shows_our_own_figures(page):
     first = until(lambda: get(url + "/"))
     assert "Bertron: answers" in first
     assert "Bertron: server" in first
-    get(url + "/swarm", {"user_count": 4, "spawn_rate": 4, "host": ""})
+    get(url + "/swarm", {"user_count": 4, "spawn_rate": 4})
 
     def tables():
         stats = json.loads(get(url + "/stats/requests"))
@@ -78,4 +78,4 @@ def test_the_page_shows_our_own_figures(page):
     assert int(rows["all"]["right"]) > int(rows["grpc"]["right"]) > 0
     assert rows["all"]["wrong"] == "0"
     assert float(server["bert, ms"]) == pytest.approx(2.5)  # as the fake server's statistics say
-    get(url + "/stop")
+    get(url + "/stop", {})
