@@ -2,12 +2,13 @@
 
 import importlib.metadata
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+from bertron_loadtest.programs import run_program
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = CHECKOUT / "constraints.txt"
@@ -34,10 +35,10 @@ def make_environment(folder: Path, installs: Sequence[Sequence[str]], *, timeout
     sys.stderr.write(f"installing into {folder}\n")
     deadline = time.monotonic() + timeout_s
     stamp.unlink(missing_ok=True)
-    run_briefly([sys.executable, "-m", "venv", "--clear", str(folder)], timeout_s)
+    run_program([sys.executable, "-m", "venv", "--clear", str(folder)], timeout_s=timeout_s)
     for install in installs:
         command = [str(python), *_PIP, "install", "--quiet", *install]
-        run_briefly(command, deadline - time.monotonic())
+        run_program(command, timeout_s=deadline - time.monotonic())
     stamp.write_text(wanted, encoding="utf-8")
     return python
 
@@ -79,24 +80,5 @@ def download_wheel(requirement: str, folder: Path, *, timeout_s: float) -> Path:
         OSError: It cannot be downloaded.
     """
     command = [sys.executable, *_PIP, "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    run_briefly([*command, "--dest", str(folder), requirement], timeout_s)
+    run_program([*command, "--dest", str(folder), requirement], timeout_s=timeout_s)
     return next(folder.glob(f"{requirement.partition('==')[0]}-*.whl"))
-
-
-def run_briefly(command: Sequence[str], timeout_s: float) -> str:
-    """Run a program to its end and return what it printed.
-
-    Raises:
-        OSError: It cannot be started, fails or takes longer; the message has its last line.
-    """
-    name = Path(command[0]).name
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=max(timeout_s, 0), check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise TimeoutError(f"{name} {command[1]} had not ended after its time") from None
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        raise OSError(f"{name} ended with {done.returncode}: {said[-1]}")
-    return done.stdout
