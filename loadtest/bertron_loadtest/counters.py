@@ -6,7 +6,6 @@ phase to its neighbour.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,39 +21,22 @@ MEMORY_SETTLING_S = 60.0  # or a tenth of the span: caches and pools fill at fir
 LEAST_SLOPE_READINGS = 3  # two always lie on a line
 
 
-class Models(NamedTuple):
-    """Triton server's names of what a request passes; "" for what was not seen."""
-
-    ensemble: str
-    tokenizer: str
-    bert: str
-
-
-def models_of(run: Run) -> Models:
-    """Return them: NAME, NAME_tokenizer and NAME_bert, or the default model's."""
-    names = list(dict.fromkeys(name for snapshot in run.snapshots for name in snapshot.steps))
-    tokenizers = [name for name in names if f"_{name}".endswith("_tokenizer")]
-    berts = [name for name in names if f"_{name}".endswith("_bert")]
-    others = [name for name in names if name not in (*tokenizers, *berts)]
-    return Models(*(found[0] if found else "" for found in (others, tokenizers, berts)))
-
-
-def of_step(model: str, counter: str) -> Reader:
-    """Return what reads a field of a model's ``StepCounters``."""
+def of_step(step: str, counter: str) -> Reader:
+    """Return what reads a field of ``StepCounters``, of ``ensemble``, ``tokenizer`` or ``bert``."""
 
     def read(snapshot: Snapshot) -> float | None:
-        step = snapshot.steps.get(model)
-        return None if step is None else float(getattr(step, counter))
+        counters = snapshot.steps.get(step)
+        return None if counters is None else float(getattr(counters, counter))
 
     return read
 
 
-def executions_of(model: str, texts: int) -> Reader:
-    """Return what reads how often a model ran a batch of so many texts."""
+def executions_of(step: str, texts: int) -> Reader:
+    """Return what reads how often a step ran a batch of so many texts."""
 
     def read(snapshot: Snapshot) -> float | None:
-        step = snapshot.steps.get(model)
-        return None if step is None else step.batch_sizes.get(texts, 0)
+        counters = snapshot.steps.get(step)
+        return None if counters is None else counters.batch_sizes.get(texts, 0)
 
     return read
 

@@ -154,10 +154,10 @@ def batch_sizes(run: Run, phase: PhaseRecord | None) -> dict[int, int]:
 
     The counters are interpolated, then rounded: a phase's edge makes a count one off.
     """
-    bert, span = counters.models_of(run).bert, measured_span(run, phase)
-    steps = (snapshot.steps.get(bert) for snapshot in run.snapshots)
+    span = measured_span(run, phase)
+    steps = (snapshot.steps.get("bert") for snapshot in run.snapshots)
     sizes = sorted({size for step in steps if step for size in step.batch_sizes})
-    readers = {size: counters.executions_of(bert, size) for size in sizes}
+    readers = {size: counters.executions_of("bert", size) for size in sizes}
     grown = {size: counters.growth(run, span, read) or 0 for size, read in readers.items()}
     return {size: round(count) for size, count in grown.items() if round(count)}
 
@@ -249,25 +249,23 @@ def _latencies(latencies_ms: NDArray[np.float64]) -> Figures:
 
 
 def _server_figures(run: Run, span: Span) -> Figures:
-    models = counters.models_of(run)
-
-    def mean_ms(model: str, counter: str) -> float | None:
-        sums, requests = counters.of_step(model, counter), counters.of_step(model, "requests")
+    def mean_ms(step: str, counter: str) -> float | None:
+        sums, requests = counters.of_step(step, counter), counters.of_step(step, "requests")
         nanoseconds = counters.ratio(run, span, sums, requests)
         return None if nanoseconds is None else nanoseconds / 1e6
 
     def of_metrics(top: str, bottom: str) -> float | None:
         return counters.ratio(run, span, counters.of_metric(top), counters.of_metric(bottom))
 
-    texts = counters.of_step(models.bert, "texts")
-    executions = counters.of_step(models.bert, "executions")
+    texts = counters.of_step("bert", "texts")
+    executions = counters.of_step("bert", "executions")
     computed = of_metrics("bertron_tokens_total", "bertron_padded_tokens_total")
     found: Figures = {
-        "server_ms": mean_ms(models.ensemble, "total_ns"),
-        "tokenizer_queue_ms": mean_ms(models.tokenizer, "queue_ns"),
-        "tokenizer_ms": mean_ms(models.tokenizer, "compute_ns"),
-        "bert_queue_ms": mean_ms(models.bert, "queue_ns"),
-        "bert_ms": mean_ms(models.bert, "compute_ns"),
+        "server_ms": mean_ms("ensemble", "total_ns"),
+        "tokenizer_queue_ms": mean_ms("tokenizer", "queue_ns"),
+        "tokenizer_ms": mean_ms("tokenizer", "compute_ns"),
+        "bert_queue_ms": mean_ms("bert", "queue_ns"),
+        "bert_ms": mean_ms("bert", "compute_ns"),
         "batch_texts": counters.ratio(run, span, texts, executions),
         "batch_tokens": of_metrics("bertron_batch_tokens_sum", "bertron_batch_tokens_count"),
         "padding_saved": None if computed is None else 1 - computed,
@@ -281,10 +279,8 @@ def _network_ms(
     run: Run, span: Span, found: Mapping[str, float | None], texts: NDArray[np.int64]
 ) -> float | None:
     """What a call took beyond its request, if requests have as many texts as calls have."""
-    ensemble = counters.models_of(run).ensemble
-    a_request = counters.ratio(
-        run, span, counters.of_step(ensemble, "texts"), counters.of_step(ensemble, "requests")
-    )
+    requests = counters.of_step("ensemble", "requests")
+    a_request = counters.ratio(run, span, counters.of_step("ensemble", "texts"), requests)
     if not a_request or not len(texts):
         return None
     if abs(float(texts.mean()) / a_request - 1) > ONE_REQUEST_TOLERANCE:

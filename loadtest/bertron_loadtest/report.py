@@ -283,19 +283,16 @@ def _pictures(run: Run, by_phase: Mapping[str, Figures]) -> dict[str, Any]:
     """Figures of matplotlib by name, but for those of which nothing is known."""
     from bertron_loadtest import plots
 
-    load = {name: found for name, found in by_phase.items() if name != WARM_UP}
-    phases = [name for name in load if name != WHOLE_RUN]
+    phases = [phase.name for phase in run.phases if phase.name != WARM_UP]
     latencies = {name: right_latencies_ms(run, find_phase(run, name)) for name in phases}
-    steps = {
-        _load_of(run, name): found for name, found in load.items() if RAMP_PHASE.fullmatch(name)
-    }
+    ramp = [name for name in phases if RAMP_PHASE.fullmatch(name)]
     pictures = {
         "time": plots.over_time(run),
         "distribution": plots.latency_distribution(latencies),
-        "parts": plots.where_time_went(load if len(phases) > 1 else {WHOLE_RUN: load[WHOLE_RUN]}),
+        "parts": plots.where_time_went({name: by_phase[name] for name in phases}),
         "batches": plots.batches(batch_sizes(run, None), batch_tokens(run, None)),
         "processes": plots.processes_over_time(run),
-        "saturation": plots.saturation(steps),
+        "saturation": plots.saturation({_load_of(run, name): by_phase[name] for name in ramp}),
     }
     return {name: figure for name, figure in pictures.items() if figure is not None}
 

@@ -67,6 +67,13 @@ def test_the_parts_of_a_run_add_up_to_it():
     assert sum(counts) == figures_of(run, find_phase(run, "steady"))["calls"]
 
 
+def test_a_call_that_ends_on_an_edge_belongs_to_one_phase():
+    phases = [phase("before", 0, 10), phase("spike", 10, 20)]
+    run = make_run([call(9.5, 0.5)], phases)
+    assert [figures_of(run, one)["calls"] for one in phases] == [0, 1]
+    assert [figures_of(run, one)["p50_ms"] for one in phases] == [None, pytest.approx(500)]
+
+
 def test_a_call_of_no_time_counts_at_once():
     assert figures(call(15, 0.0, texts=5))["texts_per_s"] == pytest.approx(0.5)
 
@@ -212,20 +219,17 @@ def counters(requests, **others):
 TIMES = ("total", "queue", "compute")
 
 
-def snapshot(time_s, requests, prefix=""):
+def snapshot(time_s, requests):
     steps = {
-        prefix.rstrip("_") or "text_embedding": counters(requests, total_ms=40),
-        f"{prefix}tokenizer": counters(requests, queue_ms=1, compute_ms=2),
-        f"{prefix}bert": counters(
-            *(requests,), queue_ms=10, compute_ms=20, executions=requests // 4
-        ),
+        "ensemble": counters(requests, total_ms=40),
+        "tokenizer": counters(requests, queue_ms=1, compute_ms=2),
+        "bert": counters(*(requests,), queue_ms=10, compute_ms=20, executions=requests // 4),
     }
     return Snapshot(BEGIN_S + time_s, steps)
 
 
-@pytest.mark.parametrize("prefix", ["", "minilm_"])
-def test_where_the_time_of_a_request_went(prefix):
-    snapshots = [snapshot(10, 0, prefix), snapshot(20, 100, prefix)]
+def test_where_the_time_of_a_request_went():
+    snapshots = [snapshot(10, 0), snapshot(20, 100)]
     calls = [call(11, 0.05) for _ in range(100)]
     found = figures(*calls, snapshots=snapshots)
     assert found["server_ms"] == pytest.approx(40)
@@ -250,11 +254,13 @@ def test_counters_are_interpolated_at_the_edges_of_a_phase():
     steps = [StepCounters(*fields) for fields in ((0,) * 7, (100, 0, 100, 0, 1_000_000_000, 0, 0))]
     steps.append(StepCounters(200, 0, 200, 0, 4_000_000_000, 0, 0))
     snapshots = [
-        Snapshot(BEGIN_S + time_s, {"text_embedding": step})
+        Snapshot(BEGIN_S + time_s, {"ensemble": step})
         for time_s, step in zip((5, 15, 25), steps, strict=True)
     ]
     found = figures(snapshots=snapshots)
     assert found["server_ms"] == pytest.approx((50 * 10 + 50 * 30) / 100)
+    late = figures(snapshots=snapshots, during=phase("steady", 10, 17))
+    assert late["server_ms"] == pytest.approx((50 * 10 + 20 * 30) / 70)
     early = figures(snapshots=snapshots, during=phase("steady", 6, 14))
     assert early["server_ms"] == pytest.approx(10)
 
@@ -326,12 +332,14 @@ def memory_run(held_mb, every_s, phases):
 
 def test_cpu_and_memory_of_a_process():
     soak = phase("soak", 0, 1200)
-    # 5 GB more in the first minute, which is settling, then 3 MB a minute.
-    held = [100] + [5000 + 3 * minute for minute in range(1, 21)]
+    # 5 GB more in the first minute, which is settling; its end is not, and 1 MB below a line.
+    held = [100, 5002] + [5000 + 3 * minute for minute in range(2, 21)]
     found = figures_of(memory_run(held, 60, [soak]), soak)
     assert found["cpu_cores.load_generator"] == pytest.approx(0.5)
     assert found["memory_mb.load_generator"] == pytest.approx(5060)
-    assert found["memory_slope_mb_per_min.load_generator"] == pytest.approx(3)
+    # The point is 9.5 minutes from the middle of 20, whose squared distances sum up to 665.
+    slope = found["memory_slope_mb_per_min.load_generator"]
+    assert slope == pytest.approx(3 + 9.5 / 665)
 
 
 def test_the_slope_is_of_least_squares_and_needs_three_readings():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from bertron_loadtest import plots
 from bertron_loadtest.figures import figures_by_phase, find_phase, right_latencies_ms
-from made_up_runs import call, make_run, phase, ramp_run, spike_run, steady_run
+from bertron_loadtest.run_record import ProcessUse, Snapshot
+from made_up_runs import BEGIN_S, call, make_run, phase, ramp_run, spike_run, steady_run
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +129,15 @@ def test_cpu_and_memory_of_each_process():
     assert labelled["bert"].get_ydata() == pytest.approx(1.25)
     assert memory.lines[0].get_ydata() == pytest.approx(200)
     assert plots.processes_over_time(make_run([], [phase("steady", 0, 1)])) is None
+
+
+def test_a_process_that_began_anew_has_a_gap_and_no_negative_cpu():
+    uses = [ProcessUse(cpu_s, 10**8) for cpu_s in (50, 51, 0.5, 1.5)]
+    snapshots = [
+        Snapshot(BEGIN_S + time_s, processes={"bert": use}) for time_s, use in enumerate(uses)
+    ]
+    cpu, _ = plots.processes_over_time(make_run([], [phase("steady", 0, 3)], snapshots)).axes
+    assert cpu.lines[0].get_ydata() == pytest.approx([1, np.nan, 1], nan_ok=True)
 
 
 def test_the_saturation_curve():

@@ -169,7 +169,7 @@ def _snapshot(samples: Samples, right: np.ndarray, now_s: float) -> Snapshot:
     in_bert_ms = total_ms - before_bert_ms * requests
     batches = texts // TEXTS_A_BATCH
     steps = {
-        "text_embedding": _step(requests, texts, 0, total_ms, 0, 0),
+        "ensemble": _step(requests, texts, 0, total_ms, 0, 0),
         "tokenizer": _step(
             *(requests, texts, requests, (TOKENIZER_QUEUE_MS + TOKENIZER_MS) * requests),
             *(TOKENIZER_QUEUE_MS * requests, TOKENIZER_MS * requests),
