@@ -5,6 +5,7 @@ import itertools
 import json
 import statistics
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ RULE = (
     "its moment, so that a machine that was busier during one run looks like a difference. Take "
     "turns, more than once, before you believe a small one."
 )
+_TERMINAL_COLUMNS = 100
 _MORE_IS_BETTER = ("calls_per_s", "texts_per_s", "tokens_per_s")
 _NEITHER_IS_BETTER = ("batch_texts", "batch_tokens", "padding_saved")
 _OF_NO_WINDOW = (*COUNTS, *WHOLE_RUN_ONLY)  # a single wrong answer is no noise
@@ -58,9 +60,11 @@ class Comparison:
 
     @property
     def ratio(self) -> float | None:
-        """The second's median by the first's."""
-        base = statistics.median(self.a) if self.a and self.b else 0.0
-        return statistics.median(self.b) / base if base else None
+        """The second's median by the first's; None unless both are above 0."""
+        if not self.a or not self.b:
+            return None
+        base, other = statistics.median(self.a), statistics.median(self.b)
+        return other / base if base > 0 and other > 0 else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -218,8 +222,9 @@ def _text(
     parts = ["\n".join(f"{letter}: {name}" for letter, name in names.items())]
     for section in _sections(runs, phase_name, rows):
         if section.notes or section.tables:
+            notes = [textwrap.fill(note, _TERMINAL_COLUMNS) for note in section.notes]
             tables = [table.text() for table in section.tables]
-            parts.append("\n".join([section.heading, *section.notes, *tables]))
+            parts.append("\n".join([section.heading, *notes, *tables]))
     return "\n\n".join(parts)
 
 

@@ -63,6 +63,7 @@ def figures_of(run: Run, phase: PhaseRecord | None) -> Figures:
         being 10^6 bytes. None is what cannot be known: a latency where no call was right, the
         server's part where snapshots do not hold it or its counters fell, tokens where a right
         call does not say how many, ``network_ms`` where a call may be several requests.
+        ``between_steps_ms`` may be a little below 0: a step's time ends after its answer has left.
     """
     samples, span = run.samples, measured_span(run, phase)
     right = samples.outcome == Outcome.RIGHT

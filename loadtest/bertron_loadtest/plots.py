@@ -42,7 +42,7 @@ from bertron_loadtest.samples import Outcome
 INK, FAINT = "#222324", "#c9cacb"
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 SKY, PURPLE = "#56b4e9", "#cc79a7"
-_CSS_VARIABLES = {
+CSS_VARIABLES = {
     INK: "--ink",
     FAINT: "--faint",
     BLUE: "--blue",
@@ -97,7 +97,7 @@ def svg_of(figure: Figure, name: str) -> str:
     start, rest = text[text.index("<svg") :].split(">", 1)
     start = re.sub(r' (width|height)="[^"]*"', "", start)  # as wide as the page has room
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", f"{start}>{rest}")
-    for colour, variable in _CSS_VARIABLES.items():
+    for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return text
 

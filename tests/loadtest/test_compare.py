@@ -111,6 +111,12 @@ def test_what_one_run_does_not_know_has_no_verdict():
     assert verdicts(run, empty)["p50_ms"] == "-"
 
 
+def test_a_ratio_is_of_numbers_above_0():
+    assert compare.Comparison("x", [2, 4, 3], [6], "-").ratio == 2
+    for a, b in (([0], [1]), ([1], [0]), ([-1], [1]), ([], [1]), ([1], [])):
+        assert compare.Comparison("x", a, b, "-").ratio is None
+
+
 def test_differing_settings():
     assert differing({"a": 1, "b": 2}, {"b": 3, "a": 1, "c": 4}) == {"b": (2, 3), "c": (None, 4)}
     assert differing({"a": [1]}, {"a": [1]}) == {}
@@ -128,7 +134,8 @@ def test_the_table_shouts_what_differs_and_shows_the_noise(saved, capsys):
     )
     assert re.search(r"^texts_per_s .* equal within the noise$", text, re.M)
     assert re.search(r"^wrong +0 +0$", text, re.M)
-    assert "Runs whose ranges overlap are equal within the noise." in text
+    assert "Runs whose ranges overlap are equal within the noise." in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_equal_settings_are_said_to_be(saved, capsys):

@@ -83,10 +83,10 @@ def test_a_page_needs_no_other_file_and_fits_its_reader(tmp_path):
 
 
 def test_every_colour_of_the_pictures_is_a_variable_of_each_theme(tmp_path):
-    from bertron_loadtest.plots import _CSS_VARIABLES
+    from bertron_loadtest.plots import CSS_VARIABLES
 
     path = tmp_path / "page.html"
     Page("Title", [], True, []).write(path)
     text = path.read_text("utf-8")
-    for variable in (*_CSS_VARIABLES.values(), "--paper", "--good", "--bad"):
+    for variable in (*CSS_VARIABLES.values(), "--paper", "--good", "--bad"):
         assert text.count(f"{variable}: #") == 3, variable
