@@ -17,7 +17,6 @@ from bertron_loadtest.compare import (
 )
 from bertron_loadtest.figures import (
     RAMP_PHASE,
-    SERVER_PARTS,
     WHOLE_RUN,
     Figures,
     batch_sizes,
@@ -25,12 +24,24 @@ from bertron_loadtest.figures import (
     errors_by_class,
     figures_by_phase,
     find_phase,
-    measured_span,
-    process_names,
     right_latencies_ms,
 )
-from bertron_loadtest.page import Page, Section, Table, shown, shown_share
+from bertron_loadtest.page import Page, Section, Table, shown
 from bertron_loadtest.phases import WARM_UP
+from bertron_loadtest.report_tables import (
+    batch_table,
+    count_errors,
+    error_table,
+    exactly,
+    figure_table,
+    is_open,
+    load_of,
+    mapping_table,
+    phase_table,
+    process_table,
+    time_table,
+    verdict_table,
+)
 from bertron_loadtest.run_record import Run
 from bertron_loadtest.thresholds import Verdict
 
@@ -38,7 +49,6 @@ REPORT_FILE = "report.html"
 FIGURES_FILE = "figures.json"
 TABLE_FILE = "figures.csv"
 SATURATION_FILE = "saturation.svg"
-MOST_ERRORS = 20  # kinds that are shown; figures.json has all
 
 
 def write_report(
@@ -77,12 +87,12 @@ def write_report(
 def text_summary(run: Run, verdicts: Sequence[Verdict]) -> str:
     """Return what a terminal shows of a run; its last line is PASSED or FAILED."""
     by_phase = figures_by_phase(run)
-    parts = [_title(run), _phase_table(run, by_phase).text()]
+    parts = [_title(run), phase_table(run, by_phase).text()]
     named = {
-        "where the time went, ms a call": _time_table(by_phase),
-        "batches of bert": _batch_table(by_phase),
-        "processes": _process_table(run, by_phase[WHOLE_RUN]),
-        "calls that were not right": _error_table(run),
+        "where the time went, ms a call": time_table(by_phase),
+        "batches of bert": batch_table(by_phase),
+        "processes": process_table(run, by_phase[WHOLE_RUN]),
+        "calls that were not right": error_table(run),
     }
     parts += [f"{name}\n{table.text()}" for name, table in named.items() if table]
     judged = [f"failed: {_sentence(verdict)}" for verdict in verdicts if not verdict.passed]
@@ -98,7 +108,7 @@ def _passed(verdicts: Sequence[Verdict]) -> bool:
 def _title(run: Run) -> str:
     settings = run.settings
     load = f"{settings.get('users', '?')} users"
-    if _is_open(run):
+    if is_open(run):
         load = f"{shown(settings.get('rate'))} calls/s"
     return f"Load test: {settings.get('workload', '?')}, {settings.get('shape', '?')}, {load}"
 
@@ -110,14 +120,10 @@ def _notes(run: Run, by_phase: Mapping[str, Figures], verdicts: Sequence[Verdict
     return [
         *([f"The run could not be made: {run.problem}"] if run.problem else []),
         f"{run.sent:,} calls were sent: {right} answered rightly, {refused} refused, "
-        f"{shown(_errors(found))} wrong, failed or lost. "
+        f"{shown(count_errors(found))} wrong, failed or lost. "
         f"{sum(kept)} of {len(kept)} limits were kept.",
         *(f"Not judged: {note}." for note in _not_judged(verdicts)),
     ]
-
-
-def _is_open(run: Run) -> bool:
-    return run.settings.get("loop") == "open"
 
 
 def _document(
@@ -150,108 +156,11 @@ def _edge(tokens: float) -> str:
     return f"{tokens:.0f}" if math.isfinite(tokens) else "+Inf"
 
 
-# Tables.
-
-
-def _phase_table(run: Run, by_phase: Mapping[str, Figures]) -> Table:
-    load = "calls/s due" if _is_open(run) else "users"
-    times = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
-    rows = [
-        (
-            *(name, _load_of(run, name), shown(found["texts_per_s"])),
-            *(shown(found["tokens_per_s"]), *(shown(found[time]) for time in times)),
-            *(shown(found["refused"]), shown(_errors(found))),
-        )
-        for name, found in by_phase.items()
-    ]
-    marked = [row for row, found in enumerate(by_phase.values()) if _errors(found)]
-    headings = ("phase", load, "texts/s", "tokens/s", "p50 ms", "p95 ms", "p99 ms", "max ms")
-    return Table((*headings, "refused", "errors"), rows, marked=frozenset(marked))
-
-
-def _errors(found: Figures) -> float:
-    return sum(found[name] or 0 for name in ("wrong", "failed", "unanswered"))
-
-
-def _load_of(run: Run, name: str) -> str:
-    """Users of a phase; in an open loop the arrivals that it had."""
-    phase = find_phase(run, name)
-    if not _is_open(run):
-        return "" if phase is None else f"{phase.users}"
-    start_s, end_s = measured_span(run, phase)
-    due = (run.samples.due_s >= start_s) & (run.samples.due_s < end_s)
-    return shown(float(due.sum()) / (end_s - start_s)) if end_s > start_s else "-"
-
-
-def _time_table(by_phase: Mapping[str, Figures]) -> Table | None:
-    names = ("mean_ms", "network_ms", *SERVER_PARTS)
-    rows = [
-        (phase, *(shown(found[name]) for name in names))
-        for phase, found in by_phase.items()
-        if found["server_ms"] is not None
-    ]
-    headings = ("phase", "mean", "network", "tokenizer waits", "tokenizer", "between steps")
-    return Table((*headings, "bert waits", "bert"), rows) if rows else None
-
-
-def _batch_table(by_phase: Mapping[str, Figures]) -> Table | None:
-    rows = [
-        (
-            *(phase, shown(found["batch_texts"]), shown(found["batch_tokens"])),
-            shown_share(found["padding_saved"]),
-        )
-        for phase, found in by_phase.items()
-        if found["batch_texts"] is not None or found["batch_tokens"] is not None
-    ]
-    return Table(("phase", "texts", "tokens", "padding not computed"), rows) if rows else None
-
-
-def _process_table(run: Run, found: Figures) -> Table | None:
-    rows = []
-    for name in process_names(run):
-        key = name.replace(" ", "_")
-        figures = (f"cpu_cores.{key}", f"memory_mb.{key}", f"memory_slope_mb_per_min.{key}")
-        rows.append((name, *(shown(found[figure]) for figure in figures)))
-    headings = ("process", "CPU cores", "MB at the end", "MB/min")
-    return Table(headings, rows) if rows else None
-
-
-def _error_table(run: Run) -> Table | None:
-    errors = errors_by_class(run)
-    rows = [(f"{count:,}", outcome, error) for outcome, error, count in errors[:MOST_ERRORS]]
-    if len(errors) > MOST_ERRORS:
-        left = sum(count for _, _, count in errors[MOST_ERRORS:])
-        rows.append((f"{left:,}", "", f"of {len(errors) - MOST_ERRORS} more kinds"))
-    if run.sent > len(run.samples):
-        rows.append((f"{run.sent - len(run.samples):,}", "never ended", ""))
-    return Table(("calls", "outcome", "error"), rows, left=frozenset({1, 2})) if rows else None
-
-
-def _verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    words = {True: "passed", False: "failed"}
-    rows = [
-        (
-            *(verdict.phase, verdict.figure, verdict.limit, _exactly(verdict.found)),
-            words[verdict.passed] if verdict.judged else "not judged",
-            verdict.reason,
-        )
-        for verdict in verdicts
-    ]
-    marked = frozenset(row for row, verdict in enumerate(verdicts) if not verdict.passed)
-    headings = ("phase", "figure", "limit", "found", "", "why")
-    return Table(headings, rows, left=frozenset({1, 2, 4, 5}), marked=marked)
-
-
-def _exactly(value: float | None) -> str:
-    """More digits than ``shown``: a limit that is just missed has to look missed."""
-    return "-" if value is None else f"{value:.6g}"
-
-
 def _sentence(verdict: Verdict) -> str:
     what = f"{verdict.phase} {verdict.figure}"
     if verdict.reason:
         return f"{what}, {verdict.limit}: {verdict.reason}"
-    return f"{what} is {_exactly(verdict.found)}, {verdict.limit} is wanted"
+    return f"{what} is {exactly(verdict.found)}, {verdict.limit} is wanted"
 
 
 def _not_judged(verdicts: Sequence[Verdict]) -> list[str]:
@@ -266,16 +175,13 @@ def _not_judged(verdicts: Sequence[Verdict]) -> list[str]:
     return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
-# The page.
-
-
 def _judged_sections(
     run: Run, by_phase: Mapping[str, Figures], verdicts: Sequence[Verdict]
 ) -> list[Section]:
     failed = [verdict for verdict in verdicts if not verdict.passed]
     return [
-        Section("Failed", tables=[_verdict_table(failed)] if failed else []),
-        Section("Phases", tables=[_phase_table(run, by_phase)]),
+        Section("Failed", tables=[verdict_table(failed)] if failed else []),
+        Section("Phases", tables=[phase_table(run, by_phase)]),
     ]
 
 
@@ -292,7 +198,7 @@ def _pictures(run: Run, by_phase: Mapping[str, Figures]) -> dict[str, Any]:
         "parts": plots.where_time_went({name: by_phase[name] for name in phases}),
         "batches": plots.batches(batch_sizes(run, None), batch_tokens(run, None)),
         "processes": plots.processes_over_time(run),
-        "saturation": plots.saturation({_load_of(run, name): by_phase[name] for name in ramp}),
+        "saturation": plots.saturation({load_of(run, name): by_phase[name] for name in ramp}),
     }
     return {name: figure for name, figure in pictures.items() if figure is not None}
 
@@ -300,20 +206,20 @@ def _pictures(run: Run, by_phase: Mapping[str, Figures]) -> dict[str, Any]:
 def _picture_sections(
     run: Run, by_phase: Mapping[str, Figures], svgs: Mapping[str, str]
 ) -> list[Section]:
-    load = "calls/s that were due" if _is_open(run) else "users"
+    load = "calls/s that were due" if is_open(run) else "users"
     described: Mapping[str, tuple[str, str, Table | None]] = {
         "time": ("Throughput and latency over time", "Of right calls.", None),
         "distribution": ("Latency distribution", "Of right calls, a curve a phase.", None),
-        "parts": ("Where the time went", "Means; the table has ms.", _time_table(by_phase)),
+        "parts": ("Where the time went", "Means; the table has ms.", time_table(by_phase)),
         "batches": (
             "Batches of bert",
             "How many texts and tokens were computed at once.",
-            _batch_table(by_phase),
+            batch_table(by_phase),
         ),
         "processes": (
             "CPU and memory",
             "The table's CPU is the mean after the warm-up.",
-            _process_table(run, by_phase[WHOLE_RUN]),
+            process_table(run, by_phase[WHOLE_RUN]),
         ),
         "saturation": (
             "Saturation",
@@ -335,10 +241,10 @@ def _other_sections(
     verdicts: Sequence[Verdict],
     baseline: Run | None,
 ) -> list[Section]:
-    errors = _error_table(run)
+    errors = error_table(run)
     sections = [
         Section("Calls that were not right", tables=[errors] if errors else []),
-        Section("Every threshold", tables=[_verdict_table(verdicts)] if verdicts else []),
+        Section("Every threshold", tables=[verdict_table(verdicts)] if verdicts else []),
     ]
     if baseline is not None:
         names = ("baseline", "run")
@@ -349,18 +255,7 @@ def _other_sections(
         sections.append(Section("Beside the baseline", notes, tables=[*asked, table]))
     return [
         *sections,
-        Section("Every figure", tables=[_figure_table(by_phase)], folded=True),
-        Section("What was asked for", tables=[_mapping_table(run.settings)]),
-        Section("Where and with what", tables=[_mapping_table(run.setting)]),
+        Section("Every figure", tables=[figure_table(by_phase)], folded=True),
+        Section("What was asked for", tables=[mapping_table(run.settings)]),
+        Section("Where and with what", tables=[mapping_table(run.setting)]),
     ]
-
-
-def _figure_table(by_phase: Mapping[str, Figures]) -> Table:
-    names = next(iter(by_phase.values()))
-    rows = [(name, *(shown(found[name]) for found in by_phase.values())) for name in names]
-    return Table(("figure", *by_phase), rows)
-
-
-def _mapping_table(mapping: Mapping[str, Any]) -> Table:
-    rows = [(name, str(value)) for name, value in mapping.items()]
-    return Table(("", ""), rows, left=frozenset({1}))
