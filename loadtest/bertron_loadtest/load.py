@@ -25,7 +25,7 @@ from bertron_loadtest.workload import (
     make_workload,
 )
 
-LOADTEST_FOLDER = Path(__file__).resolve().parent.parent
+LOCUSTFILE = Path(__file__).with_name("shaped.py")
 LOOPS = ("closed", "open")
 # Locust's start, known vectors, its last reports; beyond it, it is killed.
 OVERTIME_S = 45.0
@@ -229,7 +229,7 @@ def _locust_command(
     ):
         if path is not None:
             options[name] = path.absolute()
-    command = [sys.executable, "-m", "locust", "--locustfile", "shaped.py", "--only-summary"]
+    command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--only-summary"]
     command += [] if "--worker" in role else ["--headless"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return [*command, *role, *(CALLERS[name].user for name in settings.callers)]
@@ -240,7 +240,6 @@ def _locust(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen
     """Locust as a process, which does not outlive the block."""
     process = subprocess.Popen(
         command,
-        cwd=LOADTEST_FOLDER,
         stdout=subprocess.DEVNULL,  # its summary, which the report has
         stderr=log,
         start_new_session=True,

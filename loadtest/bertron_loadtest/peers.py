@@ -20,7 +20,7 @@ from bertron_loadtest.callers import open_caller
 from bertron_loadtest.figures import figures_of
 from bertron_loadtest.infinity import InfinityServer, install
 from bertron_loadtest.load import LoadSettings, ServerPlace, run_load
-from bertron_loadtest.run import CHECKOUT, new_folder, say, started_server
+from bertron_loadtest.run import new_folder, say, started_server
 from bertron_loadtest.setting import describe_setting
 from bertron_loadtest.workload import SAMPLE_TEXTS, make_workload
 
@@ -153,7 +153,7 @@ def export(checkpoint: Path, dtype: str) -> Path:
     if not weights.is_file():
         raise ValueError(f"{checkpoint} has no model.safetensors")
     stamp = f"{checkpoint.name}-{weights.stat().st_mtime_ns:x}-{dtype}"
-    repository = CHECKOUT / "build" / "loadtest-models" / stamp
+    repository = Path("build") / "loadtest-models" / stamp
     if (repository / "bert" / "1" / "manifest.json").is_file():
         return repository
     say(f"exporting {checkpoint.name} in {dtype}")

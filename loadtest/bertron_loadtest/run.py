@@ -17,9 +17,10 @@ from bertron_loadtest.run_record import Run
 from bertron_loadtest.thresholds import judge, read_thresholds
 from bertron_loadtest.workload import BERT_AS_SERVICE_TOKENS, WORKLOADS
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 RUNS_FOLDER = Path("build") / "loadtest"
-THRESHOLDS = CHECKOUT / "loadtest" / "thresholds.toml"
+LIMITS = Path(__file__).with_name("limits")
+THRESHOLDS = LIMITS / "any.toml"
+MODEL_REPOSITORY = Path("model_repository")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +70,8 @@ def add_server_arguments(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--model-repository",
         type=Path,
-        default=CHECKOUT / "model_repository",
-        help="of the server that is started",
+        default=MODEL_REPOSITORY,
+        help="of the server that is started (default: model_repository)",
     )
 
 

@@ -16,7 +16,7 @@ from bertron_loadtest.load import LoadSettings, ServerPlace, run_load
 from bertron_loadtest.phases import WARM_UP
 from bertron_loadtest.report import text_summary, write_report
 from bertron_loadtest.run import (
-    CHECKOUT,
+    LIMITS,
     add_load_arguments,
     add_server_arguments,
     new_folder,
@@ -27,7 +27,6 @@ from bertron_loadtest.run import (
 from bertron_loadtest.run_record import Run
 from bertron_loadtest.thresholds import judge, read_thresholds
 
-THRESHOLDS = CHECKOUT / "loadtest" / "thresholds"
 BELOW, BEYOND = 0.5, 1.5  # of the capacity
 MOST_USERS = 64  # of the ramp: one batch
 _WARM_UP_S = 2.0
@@ -63,16 +62,17 @@ def main(args: argparse.Namespace) -> int:
         timeout_s=_TIMEOUT_S,
     )
     with server_place(args) as place:
-        run, is_good = _judged(ramp, place, folder / "ramp", "ramp")
+        run, is_good = _judged(ramp, place, folder, "ramp", None)
         capacity = capacity_of(run)
         if not capacity:
             raise ValueError("the ramp had no right answer: there is no capacity to go by")
         say(f"\ncapacity: {capacity:.1f} calls/s\n")
+        below = None
         for name, share in (("below", BELOW), ("beyond", BEYOND)):
             settings = dataclasses.replace(
                 ramp, loop="open", rate=share * capacity, shape="steady", users=1
             )
-            _, is_kept = _judged(settings, place, folder / name, name)
+            below, is_kept = _judged(settings, place, folder, name, below)
             is_good &= is_kept
     say(f"\nreports: {folder}/*/report.html")
     return 0 if is_good else 1
@@ -86,12 +86,12 @@ def capacity_of(run: Run) -> float:
 
 
 def _judged(
-    settings: LoadSettings, place: ServerPlace, folder: Path, name: str
+    settings: LoadSettings, place: ServerPlace, folder: Path, name: str, baseline: Run | None
 ) -> tuple[Run, bool]:
     load = f"{settings.rate:.1f} calls/s" if settings.rate else f"up to {settings.users} users"
     say(f"{name}: {load} for {settings.seconds:.0f} s")
-    run = run_load(settings, place, folder)
-    verdicts = judge(run, read_thresholds(THRESHOLDS / f"{name}.toml"), None)
-    write_report(run, folder, verdicts)
+    run = run_load(settings, place, folder / name)
+    verdicts = judge(run, read_thresholds(LIMITS / f"{name}.toml"), baseline)
+    write_report(run, folder / name, verdicts, baseline)
     say(text_summary(run, verdicts))
     return run, all(verdict.passed for verdict in verdicts)

@@ -22,7 +22,7 @@ from bertron_loadtest.compare import is_better
 from bertron_loadtest.figures import figures_of
 from bertron_loadtest.knobs import SEARCH, Trials, read_value, with_value
 from bertron_loadtest.load import LoadSettings, run_load
-from bertron_loadtest.run import CHECKOUT, new_folder, say, started_server
+from bertron_loadtest.run import MODEL_REPOSITORY, new_folder, say, started_server
 from bertron_loadtest.setting import describe_setting
 
 CONFIG_NAME = "tuned"
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-repository",
         type=Path,
-        default=CHECKOUT / "model_repository",
+        default=MODEL_REPOSITORY,
         help="of the server; its configurations are left as they are",
     )
     parser.add_argument("--model", default="text_embedding", help="that is tuned")

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 from bertron_loadtest.knobs import SEARCH, read_value
-from bertron_loadtest.run import CHECKOUT
 from bertron_loadtest.tune import Trial, Tuning, choose
+from real_server import MODEL_REPOSITORY
 
 
 def trial(*rates, p99_ms=100, faults=0):
@@ -30,7 +30,7 @@ def tuning(tmp_path):
     repository = tmp_path / "models"
     for step in ("bert", "tokenizer"):
         (repository / step / "1").mkdir(parents=True)
-        config = CHECKOUT / "model_repository" / step / "config.pbtxt"
+        config = MODEL_REPOSITORY / step / "config.pbtxt"
         (repository / step / "config.pbtxt").write_text(config.read_text("utf-8"), "utf-8")
         (repository / step / "1" / "model.py").write_text("# a shim", "utf-8")
     args = argparse.Namespace(
