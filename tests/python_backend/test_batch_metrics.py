@@ -1,8 +1,10 @@
 """Every batch is counted once, and the counts arrive without anybody's request waiting."""
 
+import re
 import threading
 import time
 from collections import Counter as Sums
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from bertron_backend.batch_metrics import (
 )
 
 pytestmark = pytest.mark.timeout(60)
+
+
+ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 
 def counts_of(*batches):
@@ -107,3 +112,8 @@ def test_the_last_counts_need_no_period_to_be_over():
     publisher.close()
     assert time.monotonic() - started_s < batch_metrics.PERIOD_S / 2
     assert sums[Counter("bertron_tokens_total")] == 4
+
+
+def test_the_architecture_page_lists_every_counter():
+    page = ARCHITECTURE.read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(bertron_\w+)` \| counter \|", page, re.MULTILINE) == [*DESCRIPTIONS]
