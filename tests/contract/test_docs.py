@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bertron_client import Client, Embeddings
-from bertron_loadtest import __main__ as loadtest
+from bertron_loadtest.__main__ import COMMANDS as LOAD_COMMANDS
 from bertron_server.cli import COMMANDS
 from bertron_server.command import HTTP_INPUT_BYTES, SINCE_VERSION
 from google.protobuf import text_format
@@ -151,9 +151,38 @@ def test_the_readmes_table_has_every_option(command):
     assert named == options_of(parser_of(command))
 
 
-def test_the_load_tests_table_has_every_option():
-    named = first_column_options(DOCUMENTS["loadtest/README.md"], "option")
-    assert named == options_of(loadtest._parser())
+def load_parser_of(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=command)
+    module = LOAD_COMMANDS[command][0]
+    importlib.import_module(f"bertron_loadtest.{module}").add_arguments(parser)
+    return parser
+
+
+# `report` has those of `run` that judge, and `suite` those of `run` that load.
+@pytest.mark.parametrize("command", sorted(LOAD_COMMANDS.keys() - {"report", "suite"}))
+def test_the_load_tests_tables_have_every_option(command):
+    document = "docs/perf-analyzer.md" if command == "cross-check" else "loadtest/README.md"
+    named = first_column_options(DOCUMENTS[document], f"`bertron_loadtest {command}`")
+    assert named == options_of(load_parser_of(command))
+
+
+def test_options_of_the_load_tests_that_are_in_no_table_are_runs():
+    of_run = options_of(load_parser_of("run"))
+    for command in ("report", "suite"):
+        assert options_of(load_parser_of(command)) <= of_run
+
+
+def test_every_load_test_command_is_listed_and_its_examples_parse():
+    text = DOCUMENTS["loadtest/README.md"]
+    assert [row[0] for row in table_rows(text, "command")] == [
+        f"`{name}`" for name in LOAD_COMMANDS
+    ]
+    for document, line in ALL_COMMANDS:
+        words = shlex.split(line, comments=True) if "-m bertron_loadtest " in line else []
+        if words:
+            command, *arguments = words[words.index("bertron_loadtest") + 1 :]
+            load_parser_of(command).parse_args(arguments)  # SystemExit, with the line above
+            assert document
 
 
 @pytest.mark.parametrize(
