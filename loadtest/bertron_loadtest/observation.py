@@ -33,7 +33,8 @@ class Observer:
     """Takes snapshots from a thread of its own: at its beginning, every period and at its end.
 
     A part of a snapshot is empty where nobody answers, or who answers is no Triton server; nothing
-    is raised. The counters of the metrics page lag up to a second behind.
+    is raised. The counters of the metrics page are up to a second behind. A snapshot takes about 10
+    ms of one core where the machine runs 100 processes, most of them to find who is whose child.
 
     Args:
         url: Of the server: http, https, grpc or grpcs.

@@ -87,19 +87,18 @@ class CountPublisher:
     def __init__(self, counts: BatchCounts, publish: Callable[[Counter, int], None]) -> None:
         self._counts = counts
         self._publish = publish
-        self._closing = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_publishing, name="metrics", daemon=True)
         self._publish_all()
         self._thread.start()
 
-    def close(self) -> None:
-        """End the thread; what was counted until now is published."""
-        self._closing.set()
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
         self._thread.join()
-        self._publish_all()
 
     def _keep_publishing(self) -> None:
-        while not self._closing.wait(PERIOD_S):
+        while not self._stopping.wait(PERIOD_S):
             self._publish_all()
 
     def _publish_all(self) -> None:

@@ -57,6 +57,6 @@ class TritonPythonModel:
         )
 
     def finalize(self) -> None:
-        """Show the last counts, and take the metrics away."""
-        self._publisher.close()
+        """Take the metrics away."""
+        self._publisher.stop()
         self._metrics.remove()
