@@ -13,7 +13,7 @@ COMMANDS = {
     "matrix": ("matrix", "bert-as-service's published matrix, cell by cell"),
     "peers": ("peers", "the same load on Bertron and on infinity-emb, in turns"),
     "tune": ("tune", "try the server's settings under load and write down the best"),
-    "cross-check": ("perf_analyzer", "NVIDIA's perf_analyzer beside our own load"),
+    "cross-check": ("cross_check", "NVIDIA's perf_analyzer beside our own load"),
 }
 
 

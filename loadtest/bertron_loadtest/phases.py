@@ -7,7 +7,9 @@ WARM_UP = "warm-up"  # a phase of this name is judged by nobody
 SHAPES = ("steady", "ramp", "spike", "soak")
 SPIKE_TIMES = 10  # as many users in the middle of a spike as around it
 LEAST_GAIN = 1.05  # of a step of the ramp over the best before it
-STEPS_WITHOUT_GAIN = 2  # end a ramp
+# So many end a ramp. Not fewer: a server that joins calls gains nothing from two users, of whom one
+# always waits while the other is served, and little from four.
+STEPS_WITHOUT_GAIN = 3
 
 
 @dataclass(frozen=True)

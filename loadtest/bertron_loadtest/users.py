@@ -38,6 +38,10 @@ grpc.experimental.gevent.init_gevent()
 
 LOOPS = ("closed", "open")
 MOST_IN_FLIGHT = 2000  # calls of one process in an open loop; beyond it arrivals are not sent
+# Under gevent a gRPC call waits for its answer in a thread of this pool, and a host is looked up in
+# one. Of gevent's 10 the calls in flight take all: answers are then read late, and connections to
+# HTTP wait for seconds to be begun.
+gevent.get_hub().threadpool.maxsize = MOST_IN_FLIGHT + 64
 _LONGEST_SLEEP_S = 0.2  # between two looks at whether the run is over
 
 recorder = Recorder()

@@ -45,12 +45,13 @@ def test_other_loads_are_refused(changes, words):
     [
         ([], False),
         ([100], False),
-        ([100, 100], False),
-        ([100, 100, 104], True),  # two steps that bring less than 5 % more than the best before
-        ([100, 100, 106], False),
-        ([100, 190, 195, 198], True),
-        ([100, 190, 200, 190], False),
-        ([100, 190, 170, 150], True),
+        ([100, 100, 100], False),
+        ([100, 100, 100, 104], True),  # three steps with less than 5 % more than the best before
+        ([100, 100, 100, 106], False),
+        ([136, 136, 138, 194], False),  # batches form from eight users on
+        ([100, 190, 195, 198, 190], True),
+        ([100, 190, 200, 190, 180], False),
+        ([100, 190, 170, 150, 140], True),
     ],
 )
 def test_a_ramp_ends_where_more_users_bring_no_more(rates, is_over):
