@@ -20,7 +20,7 @@ from bertron_loadtest.programs import run_program
 
 NAME = "perf_analyzer"
 FOLDER = CHECKOUT / "build" / "perf-analyzer"
-# The last tritonclient whose wheel has the program: of the same release as our Triton server.
+# Of our Triton server's release; the tritonclient of constraints.txt brings no program any more.
 WHEEL = "tritonclient==2.51.0"
 # What it needs besides the system's libraries, and nvidia-pytriton has under other names.
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12.*"}

@@ -53,7 +53,7 @@ def test_the_table_has_medians_of_the_rounds():
     ("theirs", "ours", "words", "others"),
     [
         ([(100, 1)] * 2, [(96, 5)] * 2, "they agree", "C++"),  # near
-        ([(100, 1)] * 3, [(80, 5), (85, 5), (101, 5)], "they agree", "C++"),  # rounds differ more
+        ([(100, 1)] * 3, [(80, 5), (85, 5), (101, 5)], "rounds differ by more", "C++"),
         ([(100, 1)] * 2, [(80, 5)] * 2, "5.0 ms under ours, 1.0 ms under its: its client", "agree"),
         ([(100, 5)] * 2, [(80, 1)] * 2, "1.0 ms under ours, 5.0 ms under its.", "C++"),
         ([(100, 1)] * 2, [(120, 5)] * 2, "5.0 ms under ours, 1.0 ms under its.", "C++"),
@@ -75,7 +75,7 @@ def stand_in(monkeypatch):
 
     def run(program, url, model, texts, *, concurrency, seconds):
         assert (program, model) == (Path(sys.executable), "text_embedding")
-        assert len(texts) == 300
+        assert len(set(texts)) > 200
         return PerfAnalyzerResult(
             concurrency, 15.0, 133.0, 130.0, 140.0, 150.0, 160.0, 132.0, 2, 130
         )
