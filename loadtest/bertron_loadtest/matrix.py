@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertron_loadtest.figures import figures_of
-from bertron_loadtest.load import LoadSettings, ServerPlace, run_load
+from bertron_loadtest.load import LoadError, LoadSettings, ServerPlace, run_load
 from bertron_loadtest.run import add_server_arguments, new_folder, say, server_place
 from bertron_loadtest.setting import describe_setting
 from bertron_loadtest.workload import BERT_AS_SERVICE_TEXTS_A_CALL, BERT_AS_SERVICE_TOKENS
@@ -108,13 +108,15 @@ def _measure(
         timeout_s=max(_LEAST_TIMEOUT_S, call_tokens / _SLOWEST_TOKENS_PER_S),
     )
     run = run_load(settings, place, folder / f"{cell.varied}-{cell.value}")
+    if run.problem:
+        raise LoadError(run.problem)
     # Calls may outlast the time: the whole of it counts, until the last answer.
     last_s = float(run.samples.end_s.max(initial=run.phases[0].end_s))
     phase = dataclasses.replace(run.phases[0], end_s=last_s)
-    found = figures_of(run, phase)
+    found = figures_of(dataclasses.replace(run, phases=[phase]), None)
     shown = [_number(found[name]) for name in ("texts_per_s", "tokens_per_s", "p50_ms", "p99_ms")]
     calls = int(found["calls"] or 0)
-    not_right = max(run.sent, calls) - int(found["right"] or 0)
+    not_right = run.sent - int(found["right"] or 0)
     return (cell.varied, cell.value, *shown, calls, not_right)
 
 
