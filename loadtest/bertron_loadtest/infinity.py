@@ -36,11 +36,9 @@ SHOWN_VERSIONS = ("infinity_emb", "torch", "transformers", "sentence-transformer
 INSTALL_TIMEOUT_S = 600
 SERVED_NAME = "peer"  # what requests call the model
 # Tried in turns on 2 AVX2 cores with texts.txt, medians of 7 rounds, at 32 clients x 1 text and
-# 4 x 32: 55 and 58 texts/s as here, 45 and 26 without bettertransformer, 41 and 38 with compile
-# (which refuses bettertransformer), and 32 is infinity's own batch size. On an idle machine one
-# thread (OMP_NUM_THREADS=1) was 15 % faster at 32 x 1 and as much slower at 4 x 32: threads are
-# left to torch. bfloat16 is 9 times slower than float32 on such a CPU, which has no instructions
-# for it.
+# 4 x 32: 55 and 58 texts/s as here, 45 and 26 without bettertransformer, 41 and 38 with compile,
+# which excludes it. Batches of 128 instead of infinity's own 32 were no faster. One thread
+# (OMP_NUM_THREADS=1) was 15 % faster at 32 x 1 and 10 % slower at 4 x 32: they are left to torch.
 FASTEST = ("--bettertransformer", "--no-compile", "--batch-size", "32")
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.1

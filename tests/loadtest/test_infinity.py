@@ -3,7 +3,7 @@
 import base64
 import http.client
 import json
-import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -140,11 +140,12 @@ def fake_environment(tmp_path, monkeypatch):
 
 
 def is_running(pid: int) -> bool:
+    """Not so where it has ended and only waits to be reaped."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def get(url: str, path: str) -> bytes:
@@ -192,6 +193,30 @@ def test_a_server_that_does_not_stop_is_killed(fake_environment, monkeypatch):
     with InfinityServer(fake_environment / "stubborn") as server:
         pid = server.pid
     assert not is_running(pid)
+
+
+def test_the_server_dies_with_its_parent(fake_environment):
+    code = f"""
+import pathlib, sys, time
+from bertron_loadtest import infinity
+infinity.VENV = pathlib.Path({str(fake_environment / "venv")!r})
+infinity.install = lambda: infinity.VENV / "bin" / "python"
+with infinity.InfinityServer(pathlib.Path("checkpoint")) as server:
+    print(server.pid, flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        try:
+            pid = int(parent.stdout.readline())
+            assert is_running(pid)
+        finally:
+            parent.kill()
+    deadline = time.monotonic() + 10
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def mean_of_last_layer(checkpoint: Path, text: str) -> np.ndarray:
