@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import importlib.util
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from bertron_loadtest.callers import open_caller
 from bertron_loadtest.figures import figures_of
 from bertron_loadtest.infinity import InfinityServer, install
 from bertron_loadtest.load import LoadSettings, ServerPlace, run_load
+from bertron_loadtest.programs import run_program
 from bertron_loadtest.run import new_folder, say, started_server
 from bertron_loadtest.setting import describe_setting
 from bertron_loadtest.workload import SAMPLE_TEXTS, make_workload
@@ -147,7 +147,8 @@ def export(checkpoint: Path, dtype: str) -> Path:
     """Return a model repository with ``checkpoint`` in ``dtype``, made unless it is there.
 
     Raises:
-        ValueError: It cannot be made.
+        OSError: It cannot be made.
+        ValueError: ``checkpoint`` is none.
     """
     weights = checkpoint / "model.safetensors"
     if not weights.is_file():
@@ -159,14 +160,7 @@ def export(checkpoint: Path, dtype: str) -> Path:
     say(f"exporting {checkpoint.name} in {dtype}")
     command = [sys.executable, "-m", "bertron_server.cli", "export", str(checkpoint)]
     command += ["--model-repository", str(repository), "--dtype", dtype]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_EXPORT_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"export had not ended after {_EXPORT_TIMEOUT_S} s") from None
-    if done.returncode:
-        raise ValueError(f"export failed: {done.stderr.strip()[-500:]}")
+    run_program(command, timeout_s=_EXPORT_TIMEOUT_S)
     return repository
 
 
