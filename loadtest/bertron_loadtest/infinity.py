@@ -5,7 +5,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertron_loadtest.environments import CHECKOUT, make_environment, torch_install, versions_in
+from bertron_loadtest.ports import free_port
 
 VENV = CHECKOUT / "build" / "infinity-venv"
 # optimum and transformers are the newest that still have bettertransformer, which is infinity's
@@ -105,7 +105,7 @@ class InfinityServer:
     def __enter__(self) -> Self:
         python = install()
         self.versions = versions_in(VENV, SHOWN_VERSIONS)
-        port = _free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         with contextlib.ExitStack() as stack:
             home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infinity-")))
@@ -187,11 +187,6 @@ def _is_healthy(url: str) -> bool:
             return connection.getresponse().status == http.client.OK
         except (OSError, http.client.HTTPException):
             return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def embeddings_request(texts: Sequence[str]) -> bytes:

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,8 @@ from bertron_loadtest.answers import MIN_COSINE
 from bertron_loadtest.callers import CALLERS
 from bertron_loadtest.observation import Observer
 from bertron_loadtest.phases import plan_phases
-from bertron_loadtest.run_record import Run
+from bertron_loadtest.ports import free_port
+from bertron_loadtest.run_record import RUN_FILE, Run
 from bertron_loadtest.workload import (
     BERT_AS_SERVICE_TOKENS,
     SAMPLE_TEXTS,
@@ -141,6 +141,7 @@ def run_load(settings: LoadSettings, place: ServerPlace, folder: Path) -> Run:
         LoadError: Locust did not end, or left no run.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / RUN_FILE).unlink(missing_ok=True)  # one that fails must not pass for an older one
     seen = place.urls.get("http") or place.urls["grpc"]
     with (
         tempfile.TemporaryFile() as log,
@@ -154,7 +155,7 @@ def run_load(settings: LoadSettings, place: ServerPlace, folder: Path) -> Run:
         master: list[str] = []
         limit_s = settings.warm_up_s + settings.seconds + settings.timeout_s + OVERTIME_S
         if settings.workers:
-            port = _free_port()
+            port = free_port()
             master = ["--master", "--master-bind-host", "127.0.0.1"]
             master += ["--master-bind-port", str(port), "--expect-workers", str(settings.workers)]
             worker = ["--worker", "--master-host", "127.0.0.1", "--master-port", str(port)]
@@ -250,8 +251,3 @@ def _locust(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
