@@ -12,11 +12,11 @@ from bertron_loadtest.samples import Samples
 from bertron_loadtest.setting import describe_setting
 from bertron_loadtest.users import recorder
 
-# What a comparison of two runs wants to know: Locust's own options would drown it.
+# What a comparison of two runs wants to know, as ``load.LoadSettings`` names it: Locust's own
+# options would drown it.
 _SETTINGS = (
-    *("workload", "texts", "texts_a_call", "tokens", "seed", "model", "loop"),
-    *("calls_per_user_s", "shape", "num_users", "seconds", "warm_up_s", "timeout_s"),
-    *("known_vectors", "min_cosine"),
+    *("model", "workload", "texts", "texts_a_call", "tokens", "seed", "loop", "shape"),
+    *("seconds", "warm_up_s", "timeout_s", "known_vectors", "min_cosine"),
 )
 
 
@@ -31,6 +31,10 @@ def _save(environment: Any, **_: Any) -> None:
     if not options.output_folder or isinstance(environment.runner, WorkerRunner):
         return
     settings = {name: getattr(options, name) for name in _SETTINGS}
+    users = options.num_users or 1
+    is_open = options.loop == "open"
+    settings |= {"users": 1 if is_open else users}
+    settings |= {"rate": users * options.calls_per_user_s if is_open else 0.0}
     settings["callers"] = [user.caller_name for user in environment.user_classes]
     Run(
         settings=settings,
