@@ -55,8 +55,8 @@ class PhaseShape(LoadTestShape):  # type: ignore[misc] # locust is not typed
             self._is_ramp = options.shape == "ramp"
             self._phases = iter(phases)
             self._begin()
-        # The first begins when the known vectors are there: Locust asks for them after a tick.
-        self._start_s = max(self._start_s, recorder.ready_s)
+        # The first begins when the known vectors are there; Locust goes on ticking meanwhile.
+        self._start_s = max(self._start_s, recorder.ready_s or recorder.clock.now())
         if self._phase and recorder.clock.now() >= self._start_s + self._phase.seconds:
             self._end(self._phase)
             self._begin()
