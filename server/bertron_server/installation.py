@@ -1,5 +1,7 @@
 """Finds tritonserver: on the PATH, as in an NGC container, or in the wheel nvidia-pytriton."""
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -9,7 +11,8 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,10 @@ WHEEL_SERVER_VERSION: Mapping[str, Version] = {"0.7.0": (2, 51)}
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
+
+# Making three links takes a millisecond.
+LOCK_TIMEOUT_S = 10.0
+LOCK_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -148,9 +155,12 @@ def prepare_backend_directory(root: Path, wheel_version: str) -> Path:
         :12
     ]  # the links lead into one environment
     directory = _cache_directory() / f"{WHEEL}-{wheel_version}-python{PYTHON}-{place}"
-    if not all((directory / "python" / file.name).exists() for file in files):
+    if not _is_complete(directory, files):
         try:
-            _link_together(files, directory)
+            directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _locked(directory.parent):
+                if not _is_complete(directory, files):  # another process may have been faster
+                    _link_together(files, directory)
         except OSError as error:
             raise InstallationError(
                 f"cannot write {directory}: {error.strerror}; set XDG_CACHE_HOME to a directory "
@@ -159,9 +169,37 @@ def prepare_backend_directory(root: Path, wheel_version: str) -> Path:
     return directory
 
 
+def _is_complete(directory: Path, files: list[Path]) -> bool:
+    """Whether every file is there, and no link is dead."""
+    return all((directory / "python" / file.name).exists() for file in files)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time is in here, for the same folder.
+
+    Raises:
+        OSError: Another has been for longer than such work takes.
+    """
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    strerror = f"another process has held its lock for {LOCK_TIMEOUT_S:g} s"
+                    raise OSError(error.errno, strerror) from None
+                time.sleep(LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)  # and the lock with it
+
+
 def _link_together(files: list[Path], directory: Path) -> None:
-    """Make ``directory``/python in one step: a second process sees all of it or nothing."""
-    directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Make ``directory``/python in one step: who looks without the lock sees all or nothing."""
     fresh = Path(tempfile.mkdtemp(prefix="new-", dir=directory.parent))
     (fresh / "python").mkdir()
     for file in files:
@@ -169,12 +207,7 @@ def _link_together(files: list[Path], directory: Path) -> None:
     if directory.exists():  # incomplete: the environment was remade
         directory.rename(f"{fresh}.old")
         shutil.rmtree(f"{fresh}.old")
-    try:
-        fresh.rename(directory)
-    except OSError:
-        shutil.rmtree(fresh)
-        if not directory.exists():
-            raise  # not merely another process that was faster
+    fresh.rename(directory)
 
 
 def _cache_directory() -> Path:

@@ -129,6 +129,19 @@ def test_processes_that_start_at_once_all_find_it_complete(wheel: Path, cache: P
     assert len(list(cache.iterdir())) == 1
 
 
+def test_who_holds_the_lock_for_too_long_is_not_waited_for(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "LOCK_TIMEOUT_S", 0.1)
+    cache.mkdir(parents=True)
+    with (
+        installation._locked(cache),
+        pytest.raises(InstallationError, match=r"another process has held its lock for 0\.1 s"),
+    ):
+        prepare_backend_directory(wheel, "0.7.0")
+    assert prepare_backend_directory(wheel, "0.7.0").is_dir()
+
+
 def test_a_python_without_a_stub_is_named(wheel: Path, cache: Path) -> None:
     stubs = wheel / "python_backend_stubs"
     (stubs / PYTHON).rename(stubs / "2.7")
