@@ -37,7 +37,7 @@ from bertron_loadtest.workload import (
 grpc.experimental.gevent.init_gevent()
 
 LOOPS = ("closed", "open")
-MOST_IN_FLIGHT = 2000  # calls of one process in an open loop; beyond it arrivals are not sent
+MOST_IN_FLIGHT = 4000  # calls of one process in an open loop; beyond it arrivals are not sent
 # Under gevent a gRPC call waits for its answer in a thread of this pool, and a host is looked up in
 # one. Of gevent's 10 the calls in flight take all: answers are then read late, and connections to
 # HTTP wait for seconds to be begun.
