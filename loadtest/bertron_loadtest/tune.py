@@ -3,7 +3,8 @@
 One setting after the other is tried while the others stay at the best so far. For each, its values
 take turns for some rounds, each with a server of its own; one is chosen over the present one only
 where its rounds and the present one's do not overlap, and no answer was wrong, refused or missing.
-The result is a configuration beside the old: ``configs/tuned.pbtxt`` of each step, which
+With many values one of them is better by chance: so in the end the old and the new settings take
+turns once more, and the old ones stay unless the new are better then too. The result is a configuration beside the old: ``configs/tuned.pbtxt`` of each step, which
 ``--model-config-name=tuned`` chooses.
 """
 
@@ -30,6 +31,7 @@ CONFIG_NAME = "tuned"
 LOADS = ((32, 1), (4, 32))
 _MOST_P99_GROWTH = 1.2  # of the first load: throughput is not bought with slow answers
 _TIMEOUT_S = 30.0
+LEAST_ROUNDS = 3
 
 
 @dataclass
@@ -77,14 +79,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Tune; 0 if there is a configuration, be it the old one."""
-    if args.rounds < 1 or args.seconds <= 0:
-        raise ValueError(f"--rounds is {args.rounds}, --seconds {args.seconds:g}: too small")
+    if args.rounds < LEAST_ROUNDS or args.seconds <= 0:
+        raise ValueError(
+            f"--rounds is {args.rounds}, --seconds {args.seconds:g}; at least {LEAST_ROUNDS} "
+            "rounds, which show the noise, and a positive time are wanted"
+        )
     tuning = Tuning(args, args.output or new_folder("tune"))
     before = dict(tuning.configs)
     for trials in SEARCH:
         if not args.only or trials.name in args.only:
             tuning.search(trials)
     first, last = tuning.measure([before, tuning.configs], "before and after")
+    if not is_improved(first, last):
+        say("the new settings are not better than the old beyond the noise: the old ones stay")
+        tuning.take_back(before)
     tuning.write(first, last)
     return 0
 
@@ -129,6 +137,12 @@ class Tuning:
             comment = f"{knob.what}. Tuned {measured}" if measured else ""
             configs[knob.step] = with_value(configs[knob.step], knob, value, comment)
         return configs
+
+    def take_back(self, before: Mapping[str, str]) -> None:
+        """Set every number to what it was; what was measured stays beside it."""
+        for knob in (knob for trials in SEARCH for knob in trials.knobs):
+            value = read_value(before[knob.step], knob)
+            self.configs[knob.step] = with_value(self.configs[knob.step], knob, value)
 
     def measure(self, candidates: Sequence[Mapping[str, str]], what: str) -> list[Trial]:
         """Measure sets of configurations in turns."""
@@ -206,16 +220,22 @@ class Tuning:
         say(f"serve it with: bertron serve -- --model-config-name={CONFIG_NAME}")
 
 
+def is_improved(before: Trial, after: Trial) -> bool:
+    """Return whether the new settings are to be had: faster, no answer lost, none much later."""
+    return (
+        not after.faults
+        and is_better(after.rates, before.rates) > 0
+        and statistics.median(after.p99_ms) <= _MOST_P99_GROWTH * statistics.median(before.p99_ms)
+    )
+
+
 def choose(present: tuple[int, ...], trials: Mapping[tuple[int, ...], Trial]) -> tuple[int, ...]:
     """Return the best value: the present one unless another is better beyond the noise."""
     now = trials[present]
     better = [
         (trial.rate, value)
         for value, trial in trials.items()
-        if value != present
-        and not trial.faults
-        and is_better(trial.rates, now.rates) > 0
-        and statistics.median(trial.p99_ms) <= _MOST_P99_GROWTH * statistics.median(now.p99_ms)
+        if value != present and is_improved(now, trial)
     ]
     return max(better)[1] if better else present
 

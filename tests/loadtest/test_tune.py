@@ -2,8 +2,8 @@ import argparse
 from pathlib import Path
 
 import pytest
-from bertron_loadtest.knobs import SEARCH, read_value
-from bertron_loadtest.tune import Trial, Tuning, choose
+from bertron_loadtest.knobs import SEARCH, read_value, with_value
+from bertron_loadtest.tune import Trial, Tuning, choose, is_improved
 from real_server import MODEL_REPOSITORY
 
 
@@ -23,6 +23,23 @@ def test_speed_is_bought_neither_with_wrong_answers_nor_with_slow_ones():
     assert choose((1,), {(1,): now, (2,): trial(150, 150, 150, faults=1)}) == (1,)
     assert choose((1,), {(1,): now, (2,): trial(150, 150, 150, p99_ms=130)}) == (1,)
     assert choose((1,), {(1,): now, (2,): trial(150, 150, 150, p99_ms=115)}) == (2,)
+
+
+def test_what_is_no_better_in_the_end_is_taken_back(tuning):
+    assert is_improved(trial(100, 105, 102), trial(110, 112, 109))
+    assert not is_improved(trial(100, 105, 102), trial(104, 112, 109))
+    before = dict(tuning.configs)
+    for trials in SEARCH:
+        for knob in trials.knobs:
+            changed = with_value(tuning.configs[knob.step], knob, 7, "as measured")
+            tuning.configs[knob.step] = changed
+    tuning.take_back(before)
+    for trials in SEARCH:
+        for knob in trials.knobs:
+            assert read_value(tuning.configs[knob.step], knob) == read_value(
+                before[knob.step], knob
+            )
+    assert tuning.configs["bert"].count("  # as measured") == 5
 
 
 @pytest.fixture
