@@ -3,7 +3,7 @@
 1. A ramp of users in a closed loop, until more of them bring no more texts/s: the capacity.
 2. An open loop at half of it. Answers must not only be right: the slowest of a hundred may not take
    much longer than usual.
-3. An open loop at five quarters of it. Queues grow, and nothing may be lost for that: each
+3. An open loop at a tenth more than it. Queues grow, and nothing may be lost for that: each
    call that was sent is answered, or refused.
 """
 
@@ -27,7 +27,9 @@ from bertron_loadtest.run import (
 from bertron_loadtest.run_record import Run
 from bertron_loadtest.thresholds import judge, read_thresholds
 
-BELOW, BEYOND = 0.5, 1.25  # of the capacity
+# Of the capacity. An open loop has thousands of calls in flight beyond it, which cost the machine that
+# server and load share: a tenth more than a closed loop's capacity is a third more than an open one's.
+BELOW, BEYOND = 0.5, 1.1
 MOST_USERS = 64  # of the ramp: one batch
 _WARM_UP_S = 2.0
 # The server refuses what has waited for 30 s; a call outlasts that, so that it hears of it.

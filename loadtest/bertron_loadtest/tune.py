@@ -4,7 +4,9 @@ One setting after the other is tried while the others stay at the best so far. F
 take turns for some rounds, each with a server of its own; one is chosen over the present one only
 where its rounds and the present one's do not overlap, and no answer was wrong, refused or missing.
 With many values one of them is better by chance: so in the end the old and the new settings take
-turns once more, and the old ones stay unless the new are better then too. The result is a configuration beside the old: ``configs/tuned.pbtxt`` of each step, which
+turns once more, and the old ones stay unless the new are better then too.
+
+The result is a configuration beside the old: ``configs/tuned.pbtxt`` of each step, which
 ``--model-config-name=tuned`` chooses.
 """
 
