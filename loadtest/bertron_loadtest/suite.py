@@ -27,8 +27,8 @@ from bertron_loadtest.run import (
 from bertron_loadtest.run_record import Run
 from bertron_loadtest.thresholds import judge, read_thresholds
 
-# Of the capacity. An open loop has thousands of calls in flight beyond it, which cost the machine that
-# server and load share: a tenth more than a closed loop's capacity is a third more than an open one's.
+# Of the capacity. Beyond it an open loop has thousands of calls in flight, which take of the cores
+# that server and load share, so that a little beyond it is enough.
 BELOW, BEYOND = 0.5, 1.1
 MOST_USERS = 64  # of the ramp: one batch
 _WARM_UP_S = 2.0
