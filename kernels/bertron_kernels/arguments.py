@@ -104,6 +104,20 @@ def check_bias_gelu(x: Tensor, bias: Tensor | None, dtypes: tuple[torch.dtype, .
     _check_device(x, bias=bias)
 
 
+def check_gemm_bias_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Raise ValueError unless the arguments fit ``gemm_bias_gelu``."""
+    _check_rank("x", x, "[T, K]")
+    _check_rank("weight", weight, "[N, K]")
+    num_tokens, num_inputs = x.shape
+    num_outputs = weight.shape[0]
+    _check_tensor("x", x, (num_tokens, num_inputs), dtypes)
+    _check_tensor("weight", weight, (num_outputs, num_inputs), (x.dtype,))
+    _check_tensor("bias", bias, (num_outputs,), (x.dtype,))
+    _check_device(x, weight=weight, bias=bias)
+
+
 def check_embedding_layer_norm(
     input_ids: Tensor,
     position_ids: Tensor,

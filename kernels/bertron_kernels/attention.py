@@ -27,38 +27,95 @@ class Tile:
     num_stages: int
 
 
-SHORT_SEQLEN = 32  # up to here one tile of 32 queries holds the whole sequence
+# A batch's longest sequence decides its class; what is compiled and captured depends on the class
+# alone. In every class but the last, one block of keys holds the whole sequence.
+LENGTH_CLASSES = (32, 64, 128, 512)
+WIDE_HEAD_DIM = 128  # from here on a tile's rows fill the registers sooner
 
 # First guesses, held to no spills on sm_80, sm_90 and sm_100 by the compile gate; not yet timed.
 TILES = {
-    # (bytes an element, longest sequence is short): up to head_dim 64
-    (2, True): Tile(32, 32, num_warps=4, num_stages=1),
-    (2, False): Tile(64, 64, num_warps=4, num_stages=2),
+    # (bytes an element, length class): up to head_dim 64
+    (2, 32): Tile(32, 32, num_warps=4, num_stages=1),
+    (2, 64): Tile(64, 64, num_warps=4, num_stages=1),
+    (2, 128): Tile(64, 128, num_warps=4, num_stages=1),
+    (2, 512): Tile(64, 64, num_warps=4, num_stages=2),
     # fp32 runs on the plain multiply-add units, whose operands live in registers
-    (4, True): Tile(32, 16, num_warps=4, num_stages=1),
-    (4, False): Tile(32, 16, num_warps=4, num_stages=1),
+    (4, 32): Tile(32, 16, num_warps=4, num_stages=1),
+    (4, 64): Tile(32, 16, num_warps=4, num_stages=1),
+    (4, 128): Tile(32, 16, num_warps=4, num_stages=1),
+    (4, 512): Tile(32, 16, num_warps=4, num_stages=1),
 }
 WIDE_TILES = {
-    # the same from head_dim 128 on
+    # the same from head_dim 128 on, for every class
     2: Tile(64, 32, num_warps=4, num_stages=1),
     4: Tile(16, 16, num_warps=8, num_stages=1),
 }
 
+# What is worth timing on a GPU before TILES is changed, by length class, for fp16 and bf16.
+CANDIDATES = {
+    32: (Tile(16, 32, 1, 1), Tile(16, 32, 2, 1), Tile(32, 32, 2, 1), Tile(32, 32, 4, 1)),
+    64: (Tile(32, 64, 2, 1), Tile(32, 64, 4, 1), Tile(64, 64, 4, 1), Tile(64, 64, 8, 1)),
+    128: (
+        Tile(32, 128, 4, 1),
+        Tile(64, 128, 4, 1),
+        Tile(128, 128, 8, 1),
+        Tile(64, 64, 4, 2),
+        Tile(128, 64, 8, 2),
+    ),
+    512: (
+        Tile(64, 64, 4, 2),
+        Tile(64, 64, 4, 3),
+        Tile(64, 128, 4, 2),
+        Tile(128, 64, 4, 2),
+        Tile(128, 64, 4, 3),
+        Tile(128, 64, 8, 3),
+        Tile(128, 128, 8, 2),
+        Tile(128, 128, 8, 3),
+    ),
+}
 
-@triton.jit(do_not_specialize=["num_heads"])
+# A program that finds nothing to do ends at once; one that searches waits for a few reads first.
+# So many times the searching programs are accepted rather than searching. Not yet timed.
+DIRECT_GRID_FACTOR = 2
+
+
+@triton.jit
+def _dot(a, b):
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit(do_not_specialize=["num_heads", "num_sequences", "tiles_per_sequence"])
 def _varlen_attention_kernel(
     qkv_ptr,
     cu_seqlens_ptr,
     out_ptr,
     scale_log2,
     num_heads,
+    num_sequences,
+    tiles_per_sequence,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
 ):
-    sequence = tl.program_id(0)
+    tile = tl.program_id(0)
     head = tl.program_id(1)
-    first_query = tl.program_id(2) * BLOCK_M
+    if tiles_per_sequence > 0:
+        sequence = tile // tiles_per_sequence
+        first_tile = sequence * tiles_per_sequence
+    else:
+        # Sequence b has the tiles from cu_seqlens[b] // BLOCK_M + b on: at least as many as it
+        # needs, at most one more, and its place is known without counting the others' tiles.
+        sequence = 0
+        end = num_sequences
+        while end - sequence > 1:
+            middle = (sequence + end) // 2
+            if tl.load(cu_seqlens_ptr + middle) // BLOCK_M + middle <= tile:
+                sequence = middle
+            else:
+                end = middle
+        first_tile = tl.load(cu_seqlens_ptr + sequence) // BLOCK_M + sequence
+    first_query = (tile - first_tile) * BLOCK_M
     start = tl.load(cu_seqlens_ptr + sequence)
     length = tl.load(cu_seqlens_ptr + sequence + 1) - start
     if first_query >= length:
@@ -73,26 +130,38 @@ def _varlen_attention_kernel(
     query_at = queries[:, None] * 3 * width + dims[None, :]
     query = tl.load(query_ptr + query_at, mask=is_query, other=0.0)  # [BLOCK_M, HEAD_DIM]
 
-    # Key 0 is in every sequence that comes this far, so the maximum is finite after one block.
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([BLOCK_M], tl.float32)
-    context = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    for first_key in range(0, length, BLOCK_N):
-        keys = first_key + tl.arange(0, BLOCK_N)
+    if ONE_BLOCK:
+        keys = tl.arange(0, BLOCK_N)
         is_key = keys[:, None] < length
         key_at = keys[:, None] * 3 * width + dims[None, :]
         key = tl.load(query_ptr + width + key_at, mask=is_key, other=0.0)  # [BLOCK_N, HEAD_DIM]
-        # The scale goes in here, in fp32: scaling the query would round it to its own dtype.
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
-        scores = tl.where(keys[None, :] < length, scores, float("-inf"))  # [BLOCK_M, BLOCK_N]
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        rescale = tl.exp2(row_max - new_max)
-        weights = tl.exp2(scores - new_max[:, None])
-        row_sum = row_sum * rescale + tl.sum(weights, 1)
         value = tl.load(query_ptr + 2 * width + key_at, mask=is_key, other=0.0)
-        context = context * rescale[:, None]
-        context += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-        row_max = new_max
+        # The scale goes in here, in fp32: scaling the query would round it to its own dtype.
+        scores = _dot(query, tl.trans(key)) * scale_log2
+        scores = tl.where(keys[None, :] < length, scores, float("-inf"))  # [BLOCK_M, BLOCK_N]
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        row_sum = tl.sum(weights, 1)
+        context = _dot(weights.to(value.dtype), value)
+    else:
+        # Key 0 is in every sequence that comes this far: the maximum is finite after one block.
+        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
+        context = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+        for first_key in range(0, length, BLOCK_N):
+            keys = first_key + tl.arange(0, BLOCK_N)
+            is_key = keys[:, None] < length
+            key_at = keys[:, None] * 3 * width + dims[None, :]
+            key = tl.load(query_ptr + width + key_at, mask=is_key, other=0.0)
+            scores = _dot(query, tl.trans(key)) * scale_log2
+            scores = tl.where(keys[None, :] < length, scores, float("-inf"))
+            new_max = tl.maximum(row_max, tl.max(scores, 1))
+            rescale = tl.exp2(row_max - new_max)
+            weights = tl.exp2(scores - new_max[:, None])
+            row_sum = row_sum * rescale + tl.sum(weights, 1)
+            value = tl.load(query_ptr + 2 * width + key_at, mask=is_key, other=0.0)
+            context = context * rescale[:, None]
+            context += _dot(weights.to(value.dtype), value)
+            row_max = new_max
 
     context = context / row_sum[:, None]
     out_at = start_row * width + head * HEAD_DIM + queries[:, None] * width + dims[None, :]
@@ -100,32 +169,72 @@ def _varlen_attention_kernel(
 
 
 def plan_varlen_attention(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float, out: Tensor
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    softmax_scale: float,
+    out: Tensor,
+    tile: Tile | None = None,
 ) -> Launch:
-    """The launch that writes the attention of ``qkv`` to ``out``; arguments are not checked."""
-    _, _, num_heads, head_dim = qkv.shape
-    tile = choose_tile(head_dim, qkv.element_size(), max_seqlen)
+    """The launch that writes the attention of ``qkv`` to ``out``; arguments are not checked.
+
+    ``tile`` is for timing another than the frozen table's.
+    """
+    num_tokens, _, num_heads, head_dim = qkv.shape
+    num_sequences = len(cu_seqlens) - 1
+    tile = tile or choose_tile(head_dim, qkv.element_size(), max_seqlen)
+    programs, tiles_per_sequence = choose_grid(num_tokens, num_sequences, max_seqlen, tile.block_m)
     return Launch(
         kernel=_varlen_attention_kernel,
-        grid=(len(cu_seqlens) - 1, num_heads, ceil_div(max_seqlen, tile.block_m)),
+        grid=(programs, num_heads),
         arguments={
             "qkv_ptr": qkv,
             "cu_seqlens_ptr": cu_seqlens,
             "out_ptr": out,
             "scale_log2": softmax_scale * LOG2_E,
             "num_heads": num_heads,
+            "num_sequences": num_sequences,
+            "tiles_per_sequence": tiles_per_sequence,
         },
-        constants={"HEAD_DIM": head_dim, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n},
+        constants={
+            "HEAD_DIM": head_dim,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "ONE_BLOCK": max(length_class(max_seqlen), max_seqlen) <= tile.block_n,
+        },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
 
 
+def length_class(max_seqlen: int) -> int:
+    """The smallest of LENGTH_CLASSES that is not below ``max_seqlen``; the last has no end."""
+    return next((bound for bound in LENGTH_CLASSES if max_seqlen <= bound), LENGTH_CLASSES[-1])
+
+
 def choose_tile(head_dim: int, element_size: int, max_seqlen: int) -> Tile:
     """The tile for ``head_dim``, elements of ``element_size`` bytes and this longest sequence."""
-    if head_dim > 64:
+    if head_dim >= WIDE_HEAD_DIM:
         return WIDE_TILES[element_size]
-    return TILES[element_size, max_seqlen <= SHORT_SEQLEN]
+    return TILES[element_size, length_class(max_seqlen)]
+
+
+def choose_grid(
+    num_tokens: int, num_sequences: int, max_seqlen: int, block_m: int
+) -> tuple[int, int]:
+    """How programs find their sequence, from what the host knows without reading ``cu_seqlens``.
+
+    Returns:
+        (programs a head, tiles a sequence). Where lengths are alike, every sequence gets as many
+        programs as the longest needs. Where they are mixed that would be mostly idle ones: tiles
+        a sequence is then 0, and programs search.
+    """
+    tiles_per_sequence = ceil_div(max_seqlen, block_m)
+    direct = num_sequences * tiles_per_sequence
+    searching = num_tokens // block_m + num_sequences
+    if direct <= DIRECT_GRID_FACTOR * searching:
+        return direct, tiles_per_sequence
+    return searching, 0
 
 
 def varlen_attention(

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertron_kernels import attention, eager, embedding, gelu, layer_norm, linear, native, pooling
+from bertron_kernels import (
+    attention,
+    eager,
+    embedding,
+    gelu,
+    gemm_gelu,
+    layer_norm,
+    linear,
+    native,
+    pooling,
+)
 from bertron_kernels.language import HAS_TRITON
 from bertron_kernels.schemas import NAMESPACE, SCHEMAS
 
@@ -26,7 +36,7 @@ EAGER = {
 KERNELS = {
     "pack_weight": linear.pack_weight,
     "linear": linear.linear,
-    "linear_gelu": linear.linear_gelu_with(gelu.bias_gelu),
+    "linear_gelu": gemm_gelu.linear_gelu,
     "linear_add_layer_norm": linear.linear_add_layer_norm_with(layer_norm.add_layer_norm),
     "varlen_attention": attention.varlen_attention,
     "add_layer_norm": layer_norm.add_layer_norm,

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 import torch
 
 from bertron_kernels.arguments import POOLING_MODES
-from bertron_kernels.attention import SHORT_SEQLEN, plan_varlen_attention
+from bertron_kernels.attention import LENGTH_CLASSES, plan_varlen_attention
 from bertron_kernels.embedding import plan_embedding_layer_norm
 from bertron_kernels.gelu import plan_bias_gelu
+from bertron_kernels.gemm_gelu import CANDIDATES, GemmTile, plan_gemm_bias_gelu
 from bertron_kernels.launch import Launch
 from bertron_kernels.layer_norm import plan_add_layer_norm
 from bertron_kernels.pooling import plan_pool
 
 HIDDEN_SIZES = (384, 768, 1024)  # MiniLM, BERT-base, BERT-large
 HEAD_DIMS = (32, 64, 128)
-SEQLENS = (SHORT_SEQLEN, 512)  # one of each length class
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 NUM_TOKENS = 1024  # any number: no variant depends on it
@@ -31,9 +31,12 @@ def served_variants() -> Iterator[tuple[str, Launch]]:
     """Every variant as (name, launch); the launches hold tensors without memory, for no GPU."""
     for dtype in DTYPES:
         for head_dim in HEAD_DIMS:
-            for max_seqlen in SEQLENS:
+            for max_seqlen in LENGTH_CLASSES:
                 name = f"varlen_attention-{head_dim}-{max_seqlen}-{dtype}"
                 yield name, _varlen_attention(dtype, head_dim, max_seqlen)
+        if dtype != torch.float32:  # on the plain multiply-add units cuBLAS is out of reach
+            for tile in CANDIDATES:  # of one width: the loop's length changes no register
+                yield f"gemm_bias_gelu-{tile}-768-{dtype}", _gemm_bias_gelu(dtype, 768, tile)
         for hidden_size in HIDDEN_SIZES:
             name = f"{hidden_size}-{dtype}"
             yield f"add_layer_norm-{name}", _add_layer_norm(dtype, hidden_size)
@@ -63,6 +66,13 @@ def _add_layer_norm(dtype: torch.dtype, hidden_size: int) -> Launch:
 def _bias_gelu(dtype: torch.dtype, hidden_size: int) -> Launch:
     x = _tensor(NUM_TOKENS, 4 * hidden_size, dtype=dtype)
     return plan_bias_gelu(x, _tensor(4 * hidden_size, dtype=dtype), x)
+
+
+def _gemm_bias_gelu(dtype: torch.dtype, hidden_size: int, tile: GemmTile) -> Launch:
+    x = _tensor(NUM_TOKENS, hidden_size, dtype=dtype)
+    weight = _tensor(4 * hidden_size, hidden_size, dtype=dtype)
+    out = _tensor(NUM_TOKENS, 4 * hidden_size, dtype=dtype)
+    return plan_gemm_bias_gelu(x, weight, _tensor(4 * hidden_size, dtype=dtype), out, tile)
 
 
 def _embedding_layer_norm(dtype: torch.dtype, hidden_size: int) -> Launch:

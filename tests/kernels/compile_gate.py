@@ -1,8 +1,8 @@
-"""Compiles kernel variants for GPUs that are not there; prints one JSON line for each.
+"""Compiles kernel variants for GPUs that are not there, and says what each takes of the chip.
 
 Run as a program, with TRITON_INTERPRET unset: ``compile_gate.py CAPABILITIES NAME...``, the
 capabilities as 80,90 for sm_80 and sm_90, the names as in ``bertron_kernels.variants``; no name
-takes all.
+takes all. Prints a table, or with ``--json`` one JSON line a variant.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,8 +23,20 @@ from triton.compiler import ASTSource
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-def compile_for(launch: Launch, capability: int) -> dict[str, int]:
-    """Registers, stack bytes, local bytes (spills) and shared memory of the compiled launch."""
+# The matrix units' instructions as the compiler writes them, one machine instruction each: mma.sync
+# (HMMA) from sm_80 on, a warp at a time; wgmma (HGMMA) on sm_90, four warps at a time; tcgen05.mma
+# (UTCHMMA) on sm_100, from a memory of its own. Disassembling would take longer than compiling.
+MATRIX_INSTRUCTIONS = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+COLUMNS = ("registers", "stack_bytes", "local_bytes", "shared_bytes", "matrix_instructions")
+
+
+def compile_for(launch: Launch, capability: int) -> dict[str, object]:
+    """What the compiled launch takes.
+
+    Returns:
+        Registers a thread, bytes of stack and of local memory a thread, where spills go, bytes of
+        shared memory a program, and the kind of matrix instruction, empty where there is none.
+    """
     constants = {name: None for name, value in launch.arguments.items() if value is None}
     # The launchers' tensors come from PyTorch's allocator, aligned to far more than 16 bytes.
     aligned = {
@@ -47,27 +60,39 @@ def compile_for(launch: Launch, capability: int) -> dict[str, int]:
             text=True,
             check=True,
         ).stdout
-        sass = subprocess.run(
-            [CUOBJDUMP, "--dump-sass", cubin.name], capture_output=True, text=True, check=True
-        ).stdout
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", dump)}
     return {
         "registers": usage["REG"],
         "stack_bytes": usage["STACK"],
         "local_bytes": usage["LOCAL"],
-        "spill_instructions": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         "shared_bytes": compiled.metadata.shared,
+        "matrix_instructions": "+".join(
+            sorted(set(MATRIX_INSTRUCTIONS.findall(compiled.asm["ptx"])))
+        ),
     }
 
 
 def main() -> None:
-    capabilities, names = [int(c) for c in sys.argv[1].split(",")], sys.argv[2:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
+    as_json = len(arguments) < len(sys.argv) - 1
+    capabilities, names = [int(c) for c in arguments[0].split(",")], arguments[1:]
     variants = dict(served_variants())
+    if not as_json:
+        sys.stdout.write(_row("variant", "sm", COLUMNS))
     for capability in capabilities:
         for name in names or variants:
             usage = compile_for(variants[name], capability)
-            result = {"name": name, "capability": capability} | usage
-            sys.stdout.write(json.dumps(result) + "\n")
+            if as_json:
+                sys.stdout.write(
+                    json.dumps({"name": name, "capability": capability} | usage) + "\n"
+                )
+            else:
+                sys.stdout.write(_row(name, capability, [usage[column] for column in COLUMNS]))
+            sys.stdout.flush()
+
+
+def _row(name: str, capability: object, values: Sequence[object]) -> str:
+    return f"{name:56}{capability:>5}" + "".join(f"{value!s:>21}" for value in values) + "\n"
 
 
 if __name__ == "__main__":

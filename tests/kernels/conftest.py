@@ -13,9 +13,10 @@ import pytest
 import torch
 from bertron_kernels import implementation as chosen
 from bertron_kernels.native import CHOICES
-from bertron_kernels.ops import KERNELS
+from kernel_launchers import LAUNCHERS
 from torch import Tensor
 
+SUPPORT = str(Path(__file__).parents[1] / "support")
 HAS_GPU = torch.cuda.is_available()
 
 # The norm of the error against float64, relative to the norm of the result.
@@ -56,7 +57,7 @@ class OpWorker:
             [sys.executable, Path(__file__).with_name("op_worker.py"), choice],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, chosen_by: value, **(environment or {})},
+            env={**os.environ, "PYTHONPATH": SUPPORT, chosen_by: value, **(environment or {})},
         )
 
     def run(
@@ -91,7 +92,7 @@ def run_on_gpu(op: str, *arguments: Any) -> Tensor:
     on_gpu = [a.cuda() if isinstance(a, Tensor) else a for a in arguments]
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     try:
-        return KERNELS[op](*on_gpu).cpu()
+        return LAUNCHERS[op](*on_gpu).cpu()
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -15,7 +15,7 @@ import sys
 import bertron_kernels
 import torch
 from bertron_kernels.attention import _varlen_attention_kernel
-from bertron_kernels.ops import KERNELS
+from kernel_launchers import LAUNCHERS
 
 CHOICE = sys.argv[1]
 # PyTorch then fills what torch.empty returns with NaN: an unwritten output cannot pass.
@@ -31,7 +31,7 @@ elif bertron_kernels.implementation("cpu") != CHOICE:
 
 @torch.inference_mode()
 def run(op, arguments):
-    return KERNELS[op](*arguments) if CHOICE == "interpreter" else _registered(op)(*arguments)
+    return LAUNCHERS[op](*arguments) if CHOICE == "interpreter" else _registered(op)(*arguments)
 
 
 def _registered(op):

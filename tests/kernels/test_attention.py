@@ -4,6 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bertron_kernels import varlen_attention_reference
+from bertron_kernels.attention import (
+    CANDIDATES,
+    LENGTH_CLASSES,
+    TILES,
+    choose_grid,
+    length_class,
+)
 
 LENGTHS = {
     "one token": [1],
@@ -46,6 +53,42 @@ def test_every_head_dim_agrees_with_float64(implementation, randn, packed, num_h
     out = implementation.run("varlen_attention", qkv, *arguments)
     exact = varlen_attention_reference(qkv.double(), *arguments)
     implementation.check(out, exact, torch_own(qkv, arguments[0], head_dim**-0.5))
+
+
+@pytest.mark.parametrize(
+    ("bound", "place"), [(b, place) for b in LENGTH_CLASSES for place in range(len(CANDIDATES[b]))]
+)
+def test_every_candidate_tile_agrees_with_float64(run_kernel, randn, packed, bound, place):
+    lengths = [bound // 2 - 3, bound, 1]
+    qkv = randn(sum(lengths), 3, 1, 32)
+    arguments = (packed(lengths), bound, 32**-0.5)
+    out = run_kernel("attention_with_tile", qkv, *arguments, place)
+    exact = varlen_attention_reference(qkv.double(), *arguments)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_no_sequence_are_left_alone(run_kernel, randn, packed):
+    # A batch rounded up to a bucket: tokens after the last sequence, and sequences of no tokens.
+    lengths = [33, 7, 0, 0]
+    qkv = randn(64, 3, 2, 32)
+    for max_seqlen in (33, 500):  # every sequence its programs; programs that search
+        out = run_kernel("varlen_attention", qkv, packed(lengths), max_seqlen, 0.2)
+        exact = varlen_attention_reference(qkv[:40].double(), packed(lengths), 33, 0.2)
+        torch.testing.assert_close(out[:40].double(), exact, rtol=1e-5, atol=1e-5)
+        assert out[40:].isnan().all()
+
+
+def test_length_classes_hold_their_bounds():
+    lengths = (0, 1, 32, 33, 64, 65, 128, 129, 512, 8192)
+    classes = [32, 32, 32, 64, 64, 128, 128, 512, 512, 512]
+    assert [length_class(length) for length in lengths] == classes
+    assert {bound for _, bound in TILES} == set(LENGTH_CLASSES) == set(CANDIDATES)
+
+
+def test_like_lengths_get_their_programs_and_mixed_ones_search():
+    assert choose_grid(32 * 128, 32, 128, 64) == (64, 2)
+    assert choose_grid(600, 31, 512, 64) == (600 // 64 + 31, 0)
+    assert choose_grid(512, 1, 512, 64) == (8, 8)
 
 
 def test_large_scores_do_not_overflow(implementation, randn, packed):

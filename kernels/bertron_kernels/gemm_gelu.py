@@ -1,0 +1,191 @@
+"""Matrix product whose epilogue adds the bias and applies GELU before anything is stored.
+
+cuBLASLt's own epilogue has the tanh approximation only, so the exact GELU costs another pass over
+[T, I] after it. Here it costs none, but the product must hold against cuBLASLt's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bertron_kernels.arguments import KERNEL_DTYPES, check_gemm_bias_gelu
+from bertron_kernels.gelu import bias_gelu, bias_gelu_reference
+from bertron_kernels.language import tl, triton
+from bertron_kernels.launch import Launch, ceil_div, next_power_of_2
+from bertron_kernels.linear import check_linear
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """What one program computes: ``block_m`` x ``block_n`` outputs, ``block_k`` terms at a time."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def __str__(self) -> str:
+        """Block sizes, warps and stages: ``64x128x64-w4-s3``."""
+        blocks = f"{self.block_m}x{self.block_n}x{self.block_k}"
+        return f"{blocks}-w{self.num_warps}-s{self.num_stages}"
+
+
+# All that is ever compiled; the compile gate holds each to no spills.
+CANDIDATES = (
+    GemmTile(16, 64, 64, num_warps=4, num_stages=4),
+    GemmTile(32, 64, 64, num_warps=4, num_stages=4),
+    GemmTile(64, 64, 64, num_warps=4, num_stages=4),
+    GemmTile(64, 128, 64, num_warps=4, num_stages=3),
+    GemmTile(128, 128, 64, num_warps=8, num_stages=3),
+    GemmTile(64, 256, 64, num_warps=8, num_stages=3),
+    GemmTile(128, 64, 64, num_warps=4, num_stages=4),
+)
+
+# Where a measurement found a tile quicker than cuBLASLt with ``bias_gelu`` after it, by (compute
+# capability, outputs N, inputs K, tokens T up to this power of two), for fp16 and bf16: from
+# `make bench-gpu`, part "tune". Empty until a GPU has been measured: cuBLASLt serves every shape.
+MEASURED: Mapping[tuple[int, int, int, int], GemmTile] = {}
+
+# Programs that run at the same time share rows of x and of the weight when they stand in a square.
+GROUP_M = 8
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _gemm_bias_gelu_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    num_tokens,
+    NUM_OUTPUTS: tl.constexpr,
+    NUM_INPUTS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    program = tl.program_id(0)
+    rows_of_tiles = tl.cdiv(num_tokens, BLOCK_M)
+    columns_of_tiles: tl.constexpr = (NUM_OUTPUTS + BLOCK_N - 1) // BLOCK_N
+    group = program // (GROUP_M * columns_of_tiles)
+    first_row = group * GROUP_M
+    group_rows = tl.minimum(rows_of_tiles - first_row, GROUP_M)
+    within = program % (GROUP_M * columns_of_tiles)
+    rows = (first_row + within % group_rows) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = (within // group_rows) * BLOCK_N + tl.arange(0, BLOCK_N)
+    terms = tl.arange(0, BLOCK_K)
+    is_row = rows[:, None] < num_tokens
+    is_column = columns < NUM_OUTPUTS
+
+    x_at = x_ptr + rows[:, None].to(tl.int64) * NUM_INPUTS + terms[None, :]
+    weight_at = weight_ptr + columns[:, None] * NUM_INPUTS + terms[None, :]
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first_term in range(0, NUM_INPUTS, BLOCK_K):
+        if NUM_INPUTS % BLOCK_K == 0:
+            x = tl.load(x_at, mask=is_row, other=0.0)  # [BLOCK_M, BLOCK_K]
+            weight = tl.load(weight_at, mask=is_column[:, None], other=0.0)  # [BLOCK_N, BLOCK_K]
+        else:
+            is_term = first_term + terms[None, :] < NUM_INPUTS
+            x = tl.load(x_at, mask=is_row & is_term, other=0.0)
+            weight = tl.load(weight_at, mask=is_column[:, None] & is_term, other=0.0)
+        total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+        x_at += BLOCK_K
+        weight_at += BLOCK_K
+
+    total += tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)[None, :]
+    total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))  # 1 / sqrt(2)
+    out_at = out_ptr + rows[:, None].to(tl.int64) * NUM_OUTPUTS + columns[None, :]
+    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_row & is_column[None, :])
+
+
+def plan_gemm_bias_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, tile: GemmTile
+) -> Launch:
+    """The launch that writes the activations to ``out``; arguments are not checked."""
+    num_tokens, num_inputs = x.shape
+    num_outputs = weight.shape[0]
+    return Launch(
+        kernel=_gemm_bias_gelu_kernel,
+        grid=(ceil_div(num_tokens, tile.block_m) * ceil_div(num_outputs, tile.block_n),),
+        arguments={
+            "x_ptr": x,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "out_ptr": out,
+            "num_tokens": num_tokens,
+        },
+        constants={
+            "NUM_OUTPUTS": num_outputs,
+            "NUM_INPUTS": num_inputs,
+            "GROUP_M": GROUP_M,
+            "BLOCK_M": tile.block_m,
+            "BLOCK_N": tile.block_n,
+            "BLOCK_K": tile.block_k,
+        },
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+
+def gemm_bias_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, tile: GemmTile = CANDIDATES[2]
+) -> Tensor:
+    """``GELU(x W^T + bias)`` in one kernel, with the exact error function.
+
+    Args:
+        x: [T, K] fp16, bf16 or fp32, contiguous, on CUDA.
+        weight: [N, K] as ``x``.
+        bias: [N] as ``x``.
+        tile: Block sizes; any is right, one is quickest.
+
+    Returns:
+        [T, N] in the dtype of ``x``; summed and activated in fp32, rounded once.
+
+    Raises:
+        ValueError: Shape, dtype, layout or device do not fit.
+
+    Source: Hendrycks and Gimpel 2016, section 2, arXiv:1606.08415 (GELU); the order of the programs
+        is that of Triton's own tutorial on matrix multiplication.
+    """
+    check_gemm_bias_gelu(x, weight, bias, KERNEL_DTYPES)
+    out = x.new_empty((x.shape[0], weight.shape[0]))
+    plan_gemm_bias_gelu(x, weight, bias, out, tile).run()
+    return out
+
+
+def gemm_bias_gelu_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What ``gemm_bias_gelu`` must give; float64 when given float64, otherwise fp32."""
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    product = x.to(exact) @ weight.to(exact).T
+    return bias_gelu_reference(product, bias.to(exact)).to(x.dtype)
+
+
+def measured_tile(
+    capability: int, num_outputs: int, num_inputs: int, num_tokens: int
+) -> GemmTile | None:
+    """The tile that serves this shape, or None where cuBLASLt does."""
+    return MEASURED.get((capability, num_outputs, num_inputs, next_power_of_2(num_tokens)))
+
+
+def linear_gelu(
+    x: Tensor,
+    weight: Tensor,
+    _weight_scale: Tensor | None,
+    _input_scale: Tensor | None,
+    bias: Tensor,
+) -> Tensor:
+    """``bertron::linear_gelu`` on CUDA; arguments as :func:`bertron_kernels.linear.linear`'s."""
+    check_linear(x, weight, bias)
+    x = x.to(weight.dtype)
+    if weight.is_cuda and weight.element_size() == 2 and bias.dtype == weight.dtype:
+        major, minor = torch.cuda.get_device_capability(weight.device)
+        tile = measured_tile(10 * major + minor, *weight.shape, x.shape[0])
+        if tile is not None:
+            return gemm_bias_gelu(x.contiguous(), weight, bias, tile)
+    return bias_gelu(F.linear(x, weight).to(bias.dtype), bias)

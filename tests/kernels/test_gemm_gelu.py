@@ -1,0 +1,71 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from bertron_kernels import gemm_gelu
+from bertron_kernels.gemm_gelu import CANDIDATES, gemm_bias_gelu_reference, measured_tile
+from bertron_kernels.linear import linear
+
+# T, K, N: tiles are 16 to 128 rows, 64 to 256 columns, 64 terms at a time.
+SHAPES = {
+    "one token": (1, 64, 128),
+    "past a tile everywhere": (65, 72, 272),
+    "terms that fill no block": (20, 33, 64),
+    "a group of tiles and a row more": (9 * 16 + 1, 16, 80),
+    "no tokens": (0, 64, 64),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("place", range(len(CANDIDATES)), ids=map(str, CANDIDATES))
+def test_every_tile_agrees_with_float64(run_kernel, randn, place, shape, dtype):
+    num_tokens, num_inputs, num_outputs = shape
+    x = randn(num_tokens, num_inputs, dtype=dtype)
+    weight = randn(num_outputs, num_inputs, dtype=dtype) * 0.1
+    bias = randn(num_outputs, dtype=dtype)
+    out = run_kernel("gemm_with_tile", x, weight, bias, place)
+    exact = gemm_bias_gelu_reference(x.double(), weight.double(), bias.double())
+    assert out.dtype == dtype
+    assert out.shape == exact.shape
+    gate = {torch.float32: 1e-5, torch.float16: 5e-4}[dtype]
+    assert (out.double() - exact).norm() <= gate * exact.norm()
+
+
+def test_the_reference_is_linear_then_gelu(randn):
+    x, weight, bias = randn(7, 5).double(), randn(3, 5).double(), randn(3).double()
+    expected = F.gelu(linear(x, weight, None, None, bias))
+    torch.testing.assert_close(gemm_bias_gelu_reference(x, weight, bias), expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        ((4, 8), (6, 9), (6,), r"weight has shape \[6, 9\], expected \[6, 8\]"),
+        ((4, 8), (6, 8), (5,), r"bias has shape \[5\], expected \[6\]"),
+        ((4, 8, 1), (6, 8), (6,), r"x has shape \[4, 8, 1\], expected \[T, K\]"),
+    ],
+)
+def test_wrong_shapes_are_named(run_kernel, x, weight, bias, message):
+    with pytest.raises(ValueError, match=message):
+        run_kernel("gemm_with_tile", torch.zeros(x), torch.zeros(weight), torch.zeros(bias), 0)
+
+
+def test_a_shape_has_a_tile_only_where_one_was_measured(monkeypatch):
+    tile = CANDIDATES[0]
+    monkeypatch.setattr(gemm_gelu, "MEASURED", {(90, 1536, 384, 128): tile})
+    assert measured_tile(90, 1536, 384, 128) is tile
+    assert measured_tile(90, 1536, 384, 65) is tile
+    assert measured_tile(90, 1536, 384, 64) is None
+    assert measured_tile(90, 1536, 384, 129) is None
+    assert measured_tile(80, 1536, 384, 128) is None
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["by PyTorch's product", "by our kernel"])
+def test_linear_gelu_is_right_either_way(run_kernel, randn, served):
+    x, weight, bias = randn(5, 16), randn(24, 16), randn(24)
+    if served:
+        out = run_kernel("gemm_with_tile", x, weight, bias, 0)
+    else:
+        out = run_kernel("linear_gelu", x, weight, None, None, bias)
+    exact = gemm_bias_gelu_reference(x.double(), weight.double(), bias.double())
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
