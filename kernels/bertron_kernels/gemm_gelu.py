@@ -185,7 +185,8 @@ def linear_gelu(
     x = x.to(weight.dtype)
     if weight.is_cuda and weight.element_size() == 2 and bias.dtype == weight.dtype:
         major, minor = torch.cuda.get_device_capability(weight.device)
-        tile = measured_tile(10 * major + minor, *weight.shape, x.shape[0])
+        num_outputs, num_inputs = weight.shape
+        tile = measured_tile(10 * major + minor, num_outputs, num_inputs, x.shape[0])
         if tile is not None:
             return gemm_bias_gelu(x.contiguous(), weight, bias, tile)
     return bias_gelu(F.linear(x, weight).to(bias.dtype), bias)
