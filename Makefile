@@ -18,9 +18,17 @@ DEMO_CHECKPOINT = $$($(BIN)/python -c 'import pathlib, importlib.util as u; prin
 # The weights that the README speaks of: sentence-transformers/all-MiniLM-L6-v2.
 DEMO_SHA256 := 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 LOADTEST_SECONDS ?= 60
+# A Python that has torch, triton, transformers and pytest already, where nothing can be installed:
+# `make bench-gpu GPU_PYTHON=python3`. The checkout is then imported as it is.
+GPU_PYTHON ?=
+GPU_SOURCES = $(CURDIR)/client:$(CURDIR)/kernels:$(CURDIR)/python_backend:$(CURDIR)/server
+GPU_RUN = PYTHONPATH=$(GPU_SOURCES)$(if $(PYTHONPATH),:$(PYTHONPATH)) $(or $(GPU_PYTHON),$(BIN)/python)
+GPU_NEEDS = $(if $(GPU_PYTHON),,$(INSTALLED))
+# Where `make bench-gpu` writes, if not into benchmarks/results.
+OUT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install export demo serve test test-pythons lint bench loadtest peers tune clean
+.PHONY: help install export demo serve test test-pythons test-gpu lint bench bench-gpu loadtest peers tune clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +65,9 @@ test: $(MODEL) $(NATIVE) ## every test, the real server included
 test-pythons: ## the client's tests under each Python from 3.9 to 3.14 on the PATH
 	$(PYTHON) scripts/test_client_pythons.py
 
+test-gpu: $(GPU_NEEDS) ## the kernels' and the models' tests that a CUDA device runs
+	$(GPU_RUN) -m pytest tests/kernels tests/gpu
+
 lint: $(INSTALLED) ## ruff (format and rules) and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -65,6 +76,9 @@ lint: $(INSTALLED) ## ruff (format and rules) and mypy --strict
 bench: $(MODEL) $(NATIVE) ## tables: in process, served, peers; each row behind its correctness check
 	$(BIN)/python benchmarks/bench_cpu.py
 	$(BIN)/python benchmarks/bench_serving.py
+
+bench-gpu: $(GPU_NEEDS) ## kernels, models and tiles on a CUDA device, in under ten minutes
+	$(GPU_RUN) benchmarks/bench_gpu.py $(if $(OUT),--out $(OUT))
 
 loadtest: $(MODEL) $(NATIVE) ## a minute of load: find the capacity, judge below it and beyond
 	$(BIN)/python -m bertron_loadtest suite --seconds $(LOADTEST_SECONDS)

@@ -86,11 +86,11 @@ def setting(others: Mapping[str, str] | None = None) -> str:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     cores = len(os.sched_getaffinity(0))
     return (
-        f"{cpu}, {cores} cores; {today}, {_commit()}; Python {platform.python_version()}, {listed}"
+        f"{cpu}, {cores} cores; {today}, {commit()}; Python {platform.python_version()}, {listed}"
     )
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that was measured, and whether the tree was it."""
     try:
         done = subprocess.run(

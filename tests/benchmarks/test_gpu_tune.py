@@ -1,0 +1,67 @@
+"""Which tile is chosen, and what is to be pasted."""
+
+import gpu_kernels
+import gpu_tune
+import torch
+from gpu_kernels import OURS
+from gpu_report import Row
+from gpu_tune import PRODUCT, Choice, Trial
+
+CPU = torch.device("cpu")
+
+
+def rows(**times_ms) -> list[Row]:
+    names = {"ours": OURS, "product": PRODUCT}
+    return [
+        Row("tune", "op", "4 x 4", "float16", names.get(name, name), times_ms=[ms])
+        for name, ms in times_ms.items()
+    ]
+
+
+def test_the_quickest_is_chosen():
+    assert gpu_tune.choose(rows(ours=2.0, a=1.0, b=1.5)) == Choice("a", 2.0, changed=True)
+
+
+def test_what_hardly_gains_changes_nothing():
+    assert gpu_tune.choose(rows(ours=1.01, a=1.0)) == Choice(OURS, 1.0, changed=False)
+
+
+def test_what_is_wrong_is_no_choice():
+    ours, wrong = rows(ours=2.0, a=1.0)
+    wrong.problem = "error 1e-1, gate 5e-4"
+    assert gpu_tune.choose([ours, wrong]) == Choice(OURS, 1.0, changed=False)
+
+
+def test_there_is_no_choice_without_a_time_of_the_present():
+    assert gpu_tune.choose(rows(a=1.0)) is None
+
+
+def trial() -> Trial:
+    case = gpu_kernels.bias_gelu(4, 4, torch.float32, CPU)
+    return Trial(case, lambda name: f"(2, 32): {name},")
+
+
+def test_a_line_can_be_pasted_and_says_its_gain():
+    line = gpu_tune.summary(trial(), rows(ours=3.0, a=1.5, product=6.0))
+    assert line == (
+        "(2, 32): a,  # bias_gelu, 4 x 4: 2.00 x the present choice, 4.00 x product + bias_gelu"
+    )
+    assert eval("{" + line + "\n}", {"a": 7}) == {(2, 32): 7}  # noqa: S307
+
+
+def test_lines_that_change_nothing_are_comments():
+    assert gpu_tune.summary(trial(), rows(ours=1.0, a=1.0)).startswith("# bias_gelu, 4 x 4: stays")
+    assert gpu_tune.summary(trial(), rows(ours=2.0, product=1.0)).startswith(
+        "# bias_gelu, 4 x 4: no"
+    )
+    assert gpu_tune.summary(trial(), rows(a=1.0)).startswith("#")
+
+
+def test_attention_is_tried_at_every_length_class_with_every_tile():
+    trials = list(gpu_tune.attention_trials(64, CPU))
+    assert [len(trial.case.peers) for trial in trials] == [
+        len(tiles) for tiles in gpu_tune.ATTENTION_TILES.values()
+    ]
+    for trial, (length, tiles) in zip(trials, gpu_tune.ATTENTION_TILES.items(), strict=True):
+        assert trial.entry(repr(tiles[0])) == f"(2, {length}): {tiles[0]!r},"
+        assert trial.case.shape.endswith(f" x {length}, 12 heads of 64")
