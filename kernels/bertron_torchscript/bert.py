@@ -178,9 +178,40 @@ class Bert(nn.Module):
         Returns:
             [B, E] float32, or [B, 2E] with mean-max pooling.
         """
+        position_ids = self._position_ids(input_ids, cu_seqlens)
+        return self.forward_positions(
+            input_ids, token_type_ids, position_ids, cu_seqlens, max_seqlen
+        )
+
+    @torch.jit.export
+    def forward_positions(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+    ) -> Tensor:
+        """:meth:`forward_packed` from known position ids, fit to be captured in a CUDA graph.
+
+        On CUDA nothing here waits for the device, and no shape depends on a value. The kernels
+        take tokens after ``cu_seqlens[-1]`` and trailing texts of no tokens, by which a batch is
+        padded to a captured shape: attention leaves the rows of such tokens unwritten, all else is
+        row by row, and no text reads them. The CPU's ops refuse such tokens.
+
+        Args:
+            input_ids: [T] int32 or int64.
+            token_type_ids: [T]; ignored where the model has no token types.
+            position_ids: [T] int32 or int64, each token's row in the position table.
+            cu_seqlens: [B + 1] int32, where each text begins; the last is T, or less.
+            max_seqlen: Longest text in tokens, or more.
+
+        Returns:
+            As :meth:`forward_packed`.
+        """
         x = torch.ops.bertron.embedding_layer_norm(
             input_ids,
-            self._position_ids(input_ids, cu_seqlens),
+            position_ids,
             token_type_ids if self.token_type_embeddings is not None else None,
             self.word_embeddings,
             self.position_embeddings,

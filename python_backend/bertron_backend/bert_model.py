@@ -9,7 +9,7 @@ from typing import Any
 
 from bertron_backend import triton_io
 from bertron_backend.batch_metrics import CountPublisher
-from bertron_backend.settings import EncoderSettings
+from bertron_backend.settings import EncoderSettings, GraphSettings
 
 
 class TritonPythonModel:
@@ -22,29 +22,25 @@ class TritonPythonModel:
         # cores a text of 10 ms then took 250 or 500. Sleeping at once adds 2.5 ms to a text.
         # 10,000 turns, about 0.1 ms, do neither. OpenMP reads this when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        from bertron_kernels import implementation
-        from bertron_kernels.native import HAS_FAST_BF16
-
         from bertron_backend.encoder import Encoder
 
         started = time.monotonic()
-        settings = EncoderSettings.from_model_config(json.loads(args["model_config"]))
-        device = triton_io.device_of(args)
-        self._encoder = Encoder(triton_io.version_directory(args), device, settings)
+        config = json.loads(args["model_config"])
+        settings = EncoderSettings.from_model_config(config)
+        self._encoder = Encoder(
+            triton_io.version_directory(args),
+            triton_io.device_of(args),
+            settings,
+            GraphSettings.from_model_config(config),
+        )
         loaded = time.monotonic()
         cost = self._encoder.warm_up()
         self._metrics = triton_io.InstanceMetrics(args)
         self._metrics.show_cost(cost)
         self._publisher = CountPublisher(self._encoder.counts, self._metrics.add)
-        manifest = self._encoder.manifest
-        # float16 has no fast form on any CPU that we know.
-        is_widened = manifest.dtype == "float16" or (
-            manifest.dtype == "bfloat16" and not HAS_FAST_BF16
-        )
-        computed = " computed in float32" if device == "cpu" and is_widened else ""
         triton_io.log_info(
-            f"{args['model_name']}: {manifest.name}, {manifest.dtype}{computed} on {device} by "
-            f"{implementation(device.partition(':')[0])}, {settings.intra_op_threads} threads; "
+            f"{args['model_name']}: {self._encoder.manifest.name}, {self._encoder.describe()}, "
+            f"{settings.intra_op_threads} threads; "
             f"loaded in {loaded - started:.1f} s, warmed up in {time.monotonic() - loaded:.1f} s; "
             f"a forward takes {cost.fixed_ms:.2f} ms + {1e3 * cost.token_ms:.2f} us a token "
             f"+ {1e6 * cost.pair_ms:.2f} ns a pair of tokens in a text"

@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from bertron_kernels import implementation
+from bertron_kernels.native import HAS_FAST_BF16
 from bertron_torchscript.manifest import Manifest, checked_file
 from bertron_torchscript.model_file import MODEL_FILE, load, no_profiling
 
 from bertron_backend.batch_metrics import BatchCounts
 from bertron_backend.cost_model import CostModel
+from bertron_backend.cuda_graphs import MEGABYTE, CudaGraphs, obstacle
 from bertron_backend.errors import InferenceError, InvalidInputError, RequestError
 from bertron_backend.packing import (
     PackedBatch,
@@ -26,7 +29,8 @@ from bertron_backend.packing import (
     pack_request,
     split,
 )
-from bertron_backend.settings import EncoderSettings
+from bertron_backend.probe import probe_batches, settle_dtype
+from bertron_backend.settings import EncoderSettings, GraphSettings
 
 FloatArray = npt.NDArray[np.float32]
 WARMUP_RUNS = 3  # the first makes buffers and threads, the others are timed against each other
@@ -45,19 +49,31 @@ class Encoder:
         directory: Where ``model.pt`` and its manifest lie.
         device: ``cpu`` or ``cuda:N``.
         settings: The model's parameters.
+        graph_settings: Those that only a GPU has.
 
     Attributes:
         counts: Of the batches that were embedded, the warm-up's not among them.
+        graphs: On a GPU, after the warm-up, where CUDA graphs are on and possible.
 
     Raises:
         ManifestError: The file is not what the export wrote.
     """
 
-    def __init__(self, directory: Path, device: str, settings: EncoderSettings) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        device: str,
+        settings: EncoderSettings,
+        graph_settings: GraphSettings = GraphSettings(),  # noqa: B008  frozen
+    ) -> None:
         path, self.manifest = checked_file(directory, MODEL_FILE)
         self.device = torch.device(device)
         self.counts = BatchCounts()
+        self.graphs: CudaGraphs | None = None
         self._settings = settings
+        self._graph_settings = graph_settings
+        self._served_dtype = self.manifest.dtype
+        self._without_graphs = "not warmed up"
         self._vocabulary = _vocabulary(self.manifest)
         torch.set_num_threads(settings.intra_op_threads)
         self._model = load(path, self.device)
@@ -78,12 +94,17 @@ class Encoder:
     def warm_up(self) -> CostModel:
         """Run the configured shapes, so that no user pays for what a first call costs.
 
+        On a GPU the model's dtype is settled first (a float16 model that overflows is converted to
+        bfloat16), then the CUDA graphs are captured, through which the shapes run.
+
         Returns:
             What a forward costs, from the quickest of WARMUP_RUNS runs of each shape.
 
         Raises:
             InferenceError: A forward fails or gives values that are not finite.
         """
+        if self.device.type == "cuda":
+            self._warm_up_gpu()
         limit = self._vocabulary.max_tokens_per_text
         shapes = [(texts, min(tokens, limit)) for texts, tokens in self._settings.warmup_shapes]
         times_ms = []
@@ -99,6 +120,53 @@ class Encoder:
                     raise answer
             times_ms.append(min(runs))
         return CostModel.fit(shapes, times_ms)
+
+    def describe(self) -> str:
+        """In which dtype what runs where, for the log; true once warmed up."""
+        if self.device.type == "cpu":
+            # float16 has no fast form on any CPU that we know.
+            is_widened = self._served_dtype == "float16" or (
+                self._served_dtype == "bfloat16" and not HAS_FAST_BF16
+            )
+            computed = " computed in float32" if is_widened else ""
+            return f"{self._served_dtype}{computed} on cpu by {implementation('cpu')}"
+        exported = self.manifest.dtype
+        instead = f" instead of {exported}" if self._served_dtype != exported else ""
+        graphs = (
+            f"without CUDA graphs: {self._without_graphs}"
+            if self.graphs is None
+            else f"{len(self.graphs.shapes)} CUDA graphs holding "
+            f"{self.graphs.memory_bytes / MEGABYTE:.0f} MB"
+        )
+        return (
+            f"{self._served_dtype}{instead} on {self.device} by "
+            f"{implementation(self.device.type)}, {graphs}"
+        )
+
+    def _warm_up_gpu(self) -> None:
+        """Settle the dtype, then capture the graphs; again on a second call, as at the first."""
+        self.graphs = None  # the old ones hold the weights' addresses
+        batches = probe_batches(self._vocabulary)
+        dtype = settle_dtype(self._model, self._run_eagerly, batches)
+        self._served_dtype = str(dtype).removeprefix("torch.")
+        cause = (
+            "off" if not self._graph_settings.cuda_graphs else obstacle(self._model, self.device)
+        )
+        if cause is not None:
+            self._without_graphs = cause
+            return
+        graphs = CudaGraphs(
+            self._model,
+            self.device,
+            self._vocabulary,
+            self.manifest.embedding_size,
+            self._graph_settings.cuda_graph_megabytes,
+        )
+        graphs.capture()
+        if graphs.shapes:
+            self.graphs = graphs
+        else:
+            self._without_graphs = "none could be made"
 
     def embed(self, requests: Sequence[TokenRequest]) -> list[FloatArray | RequestError]:
         """Embed all requests in one packed batch, or a few where it would be too large.
@@ -159,6 +227,10 @@ class Encoder:
 
     def _forward_batch(self, batch: PackedBatch) -> FloatArray:
         """[B, E] float32."""
+        rows = None if self.graphs is None else self.graphs.run(batch)
+        return self._run_eagerly(batch) if rows is None else rows
+
+    def _run_eagerly(self, batch: PackedBatch) -> FloatArray:
         with torch.inference_mode(), no_profiling():
             arrays = (batch.input_ids, batch.token_type_ids, batch.cu_seqlens)
             tensors = [torch.from_numpy(array).to(self.device) for array in arrays]

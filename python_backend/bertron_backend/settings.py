@@ -57,6 +57,33 @@ class EncoderSettings:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class GraphSettings:
+    """Of the encoder model on a GPU; a configuration need not have them.
+
+    Attributes:
+        cuda_graphs: Whether forwards are replayed from CUDA graphs.
+        cuda_graph_megabytes: Of device memory that all graphs together may hold, in units of 2^20
+            bytes. A bound against surprises, not a measured need.
+    """
+
+    cuda_graphs: bool = True
+    cuda_graph_megabytes: int = 1024
+
+    @classmethod
+    def from_model_config(cls, config: Mapping[str, Any]) -> GraphSettings:
+        """Read Triton server's model configuration, parsed from JSON."""
+        given = config.get("parameters", {})
+        settings = cls()
+        if "cuda_graphs" in given:
+            is_on = _flag(config, "cuda_graphs")
+            settings = dataclasses.replace(settings, cuda_graphs=is_on)
+        if "cuda_graph_megabytes" in given:
+            megabytes = _positive(config, "cuda_graph_megabytes")
+            settings = dataclasses.replace(settings, cuda_graph_megabytes=megabytes)
+        return settings
+
+
 def usable_cores() -> int:
     """Cores that this process may run on, which in a container are fewer than the machine's."""
     return len(os.sched_getaffinity(0))
@@ -83,6 +110,13 @@ def _positive(config: Mapping[str, Any], key: str) -> int:
     if value == 0:
         raise ValueError(f"{config.get('name')}: parameter {key!r} is 0, not 1 or more")
     return value
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = _value(config, key)
+    if value not in ("true", "false"):
+        raise ValueError(f"{config.get('name')}: parameter {key!r} is {value!r}, not true or false")
+    return value == "true"
 
 
 def _shapes(config: Mapping[str, Any], key: str) -> tuple[tuple[int, int], ...]:

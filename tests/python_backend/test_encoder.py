@@ -120,6 +120,30 @@ def test_a_value_that_is_not_finite_is_never_sent(encoder, monkeypatch):
     assert "text 0 is not finite" in str(answers[1])
 
 
+def test_the_cpu_has_no_graphs_and_says_what_runs(encoder):
+    encoder.warm_up()
+    assert encoder.graphs is None
+    assert encoder.describe().startswith("float32 on cpu by ")
+    assert "graphs" not in encoder.describe()
+
+
+def test_what_a_graph_holds_it_answers_and_the_rest_runs_eagerly(encoder, monkeypatch):
+    class Graphs:
+        seen = ()
+
+        def run(self, batch):
+            self.seen = (*self.seen, batch.max_seqlen)
+            return np.full((len(batch.cu_seqlens) - 1, 48), 5.0) if batch.max_seqlen < 9 else None
+
+    expected = encoder.embed([request_of(9, seed=2)])[0]
+    monkeypatch.setattr(encoder, "graphs", Graphs())
+    (small,) = encoder.embed([request_of(8, seed=1)])
+    (large,) = encoder.embed([request_of(9, seed=2)])
+    assert (small == 5).all()
+    np.testing.assert_array_equal(large, expected)
+    assert encoder.graphs.seen == (8, 9)
+
+
 def test_a_file_of_another_export_is_not_loaded(directory, tmp_path):
     for path in directory.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

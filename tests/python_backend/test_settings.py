@@ -1,7 +1,12 @@
 """Parameters of config.pbtxt, read once, with words for each mistake."""
 
 import pytest
-from bertron_backend.settings import EncoderSettings, TokenizerSettings, usable_cores
+from bertron_backend.settings import (
+    EncoderSettings,
+    GraphSettings,
+    TokenizerSettings,
+    usable_cores,
+)
 
 ENCODER = {
     "warmup_shapes": "1x8,32x64",
@@ -52,3 +57,29 @@ def test_a_limit_of_nothing_is_refused():
     limits = {"max_tokens_per_text": "0", "max_characters_per_text": "5", "max_wait_us": "1"}
     with pytest.raises(ValueError, match=r"'max_tokens_per_text' is 0, not 1 or more"):
         TokenizerSettings.from_model_config(config(**limits))
+
+
+def test_a_configuration_without_graph_settings_has_the_defaults():
+    assert GraphSettings.from_model_config(config(**ENCODER)) == GraphSettings()
+    assert GraphSettings.from_model_config({"name": "bert"}) == GraphSettings()
+    assert GraphSettings().cuda_graphs
+
+
+def test_graph_settings_are_read_where_there_are_some():
+    read = GraphSettings.from_model_config
+    assert read(config(cuda_graphs="false")) == GraphSettings(cuda_graphs=False)
+    assert read(config(cuda_graph_megabytes="64")) == GraphSettings(cuda_graph_megabytes=64)
+    assert read(config(cuda_graphs="true", cuda_graph_megabytes="5")) == GraphSettings(True, 5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("cuda_graphs", "on", "'cuda_graphs' is 'on', not true or false"),
+        ("cuda_graph_megabytes", "0", "'cuda_graph_megabytes' is 0, not 1 or more"),
+        ("cuda_graph_megabytes", "1G", "'cuda_graph_megabytes' is '1G', not a whole number"),
+    ],
+)
+def test_a_wrong_graph_setting_is_named(key, value, words):
+    with pytest.raises(ValueError, match=words):
+        GraphSettings.from_model_config(config(**{key: value}))

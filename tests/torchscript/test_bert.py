@@ -114,8 +114,53 @@ def test_scripted_saved_and_loaded_is_the_same(pair, tmp_path):
     loaded = load(tmp_path / "model.pt")
     with no_profiling():
         assert torch.equal(loaded.forward_packed(*arguments), ours.forward_packed(*arguments))
+        ids, types, cu_seqlens, longest = arguments
+        positions = ours._position_ids(ids, cu_seqlens)
+        found = loaded.forward_positions(ids, types, positions, cu_seqlens, longest)
+        assert torch.equal(found, ours.forward_packed(*arguments))
+    # What a caller numbers the positions by.
+    assert loaded.position_offset == checkpoint.config.position_offset
+    assert loaded.pad_token_id == checkpoint.config.pad_token_id
     names = [argument.name for argument in loaded.forward.schema.arguments[1:]]
     assert names == ["input_ids", "attention_mask", "token_type_ids", "item_shape"]
+
+
+@torch.inference_mode()
+def test_known_positions_are_taken_as_they_are(pair):
+    ours, _, checkpoint = pair
+    ids, types, cu_seqlens, longest = packed(texts(checkpoint.config.vocab_size))
+    expected = ours.forward_packed(ids, types, cu_seqlens, longest)
+    positions = ours._position_ids(ids, cu_seqlens)
+    for dtype in (torch.int64, torch.int32):
+        found = ours.forward_positions(ids, types, positions.to(dtype), cu_seqlens, longest)
+        assert torch.equal(found, expected)
+    found = ours.forward_positions(ids, types, positions.flip(0), cu_seqlens, longest)
+    assert not torch.allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", POOLING_MODES)
+@torch.inference_mode()
+def test_tokens_and_texts_of_padding_change_no_other_text(mode, tmp_path):
+    """A batch padded to a fixed shape; the CPU's ops want the padding in a text, so it has some."""
+    checkpoint = read_checkpoint(
+        str(make_checkpoint(tmp_path, "bert")), pooling=mode, normalize=False
+    )
+    ours, _ = build(checkpoint, 2)
+    pack(ours)
+    ids, types, cu_seqlens, longest = packed(texts(checkpoint.config.vocab_size))
+    expected = ours.forward_packed(ids, types, cu_seqlens, longest)
+    positions = ours._position_ids(ids, cu_seqlens)
+    tokens = len(ids)
+    zeros = torch.zeros(128 - tokens, dtype=torch.int32)
+    found = ours.forward_positions(
+        torch.cat([ids, zeros]),
+        torch.cat([types, zeros]),
+        torch.cat([positions, zeros]),
+        torch.cat([cu_seqlens, torch.tensor([tokens, 128, 128, 128], dtype=torch.int32)]),
+        64,
+    )
+    assert_same(found[: len(expected)], expected, 1e-6)
+    assert found.isfinite().all()
 
 
 @torch.inference_mode()
