@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
+from bertron_backend import encoder as encoder_module
 from bertron_backend.encoder import Encoder
 from bertron_backend.errors import InferenceError, InvalidInputError
 from bertron_backend.packing import TokenRequest
-from bertron_backend.settings import EncoderSettings
+from bertron_backend.settings import EncoderSettings, GraphSettings
 from bertron_torchscript.errors import ManifestError
 from bertron_torchscript.export import export
 from tiny_checkpoints import make_checkpoint
@@ -142,6 +144,62 @@ def test_what_a_graph_holds_it_answers_and_the_rest_runs_eagerly(encoder, monkey
     assert (small == 5).all()
     np.testing.assert_array_equal(large, expected)
     assert encoder.graphs.seen == (8, 9)
+
+
+@pytest.fixture
+def on_gpu(directory, monkeypatch):
+    """An encoder's GPU warm-up run on the CPU, over graphs that are none; gives it and its log."""
+
+    def warmed_up(settings=GraphSettings(), shapes=((16, 32),), obstacle=None):  # noqa: B008
+        made = []
+
+        class Graphs:
+            memory_bytes = 5 * 2**20
+
+            def __init__(self, *arguments):
+                made.append(arguments[-2:])
+                self.shapes = ()
+
+            def capture(self):
+                self.shapes = shapes
+
+        monkeypatch.setattr(encoder_module, "CudaGraphs", Graphs)
+        monkeypatch.setattr(encoder_module, "obstacle", lambda _model, _device: obstacle)
+        encoder = Encoder(directory, "cpu", SETTINGS[0], settings)
+        encoder._warm_up_gpu()
+        encoder.device = torch.device("cuda:0")
+        return encoder, made
+
+    return warmed_up
+
+
+def test_graphs_are_made_at_the_warm_up_of_a_gpu(on_gpu):
+    encoder, made = on_gpu(GraphSettings(cuda_graph_megabytes=77))
+    assert made == [(48, 77)]
+    assert encoder.graphs is not None
+    assert encoder.describe().startswith("float32 on cuda:0 by ")
+    assert encoder.describe().endswith(", 1 CUDA graphs holding 5 MB")
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "tried"),
+    [
+        ({"settings": GraphSettings(cuda_graphs=False)}, "off", 0),
+        ({"obstacle": "they are not tried on ROCm"}, "they are not tried on ROCm", 0),
+        ({"shapes": ()}, "none could be made", 1),
+    ],
+)
+def test_without_graphs_the_log_says_why(on_gpu, options, words, tried):
+    encoder, made = on_gpu(**options)
+    assert encoder.graphs is None
+    assert len(made) == tried
+    assert encoder.describe().endswith(f", without CUDA graphs: {words}")
+
+
+def test_the_log_names_the_dtype_that_replaced_another(on_gpu, monkeypatch):
+    monkeypatch.setattr(encoder_module, "settle_dtype", lambda *_others: torch.bfloat16)
+    encoder, _ = on_gpu()
+    assert encoder.describe().startswith("bfloat16 instead of float32 on cuda:0 by ")
 
 
 def test_a_file_of_another_export_is_not_loaded(directory, tmp_path):

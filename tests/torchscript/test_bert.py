@@ -140,6 +140,22 @@ def test_known_positions_are_taken_as_they_are(pair):
 
 @pytest.mark.parametrize("mode", POOLING_MODES)
 @torch.inference_mode()
+def test_with_known_positions_no_value_of_a_tensor_is_read(mode, tmp_path):
+    """Meta tensors have no values: what waits for a GPU, which no graph can hold, fails on them."""
+    checkpoint = read_checkpoint(
+        str(make_checkpoint(tmp_path, "bert")), pooling=mode, normalize=True
+    )
+    ours = build(checkpoint, 2)[0].to("meta")
+    ids, cu_seqlens = (torch.zeros(n, dtype=torch.int32, device="meta") for n in (128, 17))
+    found = ours.forward_positions(ids, ids, ids, cu_seqlens, 64)
+    assert found.shape == (16, 96 if mode == "mean-max" else 48)
+    padded_ids = ids.view(2, 64)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # it asks for lengths
+        ours(padded_ids, padded_ids, padded_ids, torch.zeros(2, 1, device="meta"))
+
+
+@pytest.mark.parametrize("mode", POOLING_MODES)
+@torch.inference_mode()
 def test_tokens_and_texts_of_padding_change_no_other_text(mode, tmp_path):
     """A batch padded to a fixed shape; the CPU's ops want the padding in a text, so it has some."""
     checkpoint = read_checkpoint(
