@@ -24,6 +24,7 @@ GRAPH = "Bertron, CUDA graph"
 COMPILED = "torch.compile max-autotune"
 UNIFORM, REAL, ONE_TEXT = "32 x 128", "32 real texts", "1 x 128"
 DTYPE = "float16"
+MARKERS = {"float16": "o", "bfloat16": "x"}  # of the roofline
 
 
 @dataclasses.dataclass
@@ -338,7 +339,11 @@ def draw_roofline(rows: Sequence[Row], ceilings: Ceilings, directory: Path) -> s
         import matplotlib.pyplot as plt
     except ImportError:
         return "No roofline was drawn: matplotlib is not installed."
-    drawn = [row for row in rows if row.part == "kernels" and row.is_ours and row.gb_s is not None]
+    drawn = [
+        row
+        for row in rows
+        if row.part == "kernels" and row.is_ours and row.dtype in MARKERS and row.gb_s is not None
+    ]
     if not drawn or DTYPE not in ceilings.product_tflop_s:
         return "No roofline was drawn: no kernel was timed."
     top = ceilings.product_tflop_s[DTYPE]
@@ -347,7 +352,7 @@ def draw_roofline(rows: Sequence[Row], ceilings: Ceilings, directory: Path) -> s
     edges = [0.5, ridge, 20 * ridge]
     axes.plot(edges, [min(top, x * ceilings.copy_gb_s / 1e3) for x in edges], color="black")
     for number, op in enumerate(dict.fromkeys(row.what for row in drawn)):
-        for dtype, marker in (("float16", "o"), ("bfloat16", "x")):
+        for dtype, marker in MARKERS.items():
             own = [row for row in drawn if (row.what, row.dtype) == (op, dtype)]
             if own:
                 axes.plot(

@@ -113,8 +113,17 @@ def test_an_engine_that_is_not_ready_in_time_is_left_out(model):
 def test_gates_bound_the_distance_of_vectors_as_well_as_their_cosine():
     row = Row("models", "small", "", "float16", EAGER)
     exact = np.eye(3)
-    assert gpu_models.problem_of(exact * 1.001, exact, "float16", row) == ""
-    assert gpu_models.problem_of(exact * 1.1, exact, "float16", row).startswith("cosine 1.000000")
+    assert gpu_models.problem_of(exact * 1.001, exact, "float16", row, None) == ""
+    problem = gpu_models.problem_of(exact * 1.1, exact, "float16", row, None)
+    assert problem.startswith("cosine 1.000000")
+
+
+def test_an_engine_may_be_twice_as_far_off_as_transformers():
+    row = Row("models", "small", "", "float16", EAGER)
+    exact = np.eye(3)
+    assert gpu_models.problem_of(exact * 1.001, exact, "float16", row, 0.0006) == ""
+    assert gpu_models.problem_of(exact * 1.001, exact, "float16", row, 0.0004)
+    assert gpu_models.problem_of(exact * 1.000001, exact, "float16", row, 0.0) == ""
 
 
 def test_shapes_begin_with_what_the_targets_name():
