@@ -28,7 +28,7 @@ class Tile:
 
 
 # A batch's longest sequence decides its class; what is compiled and captured depends on the class
-# alone. In every class but the last, one block of keys holds the whole sequence.
+# alone. Where a class's tile has a block of keys of its length, softmax takes one pass.
 LENGTH_CLASSES = (32, 64, 128, 512)
 WIDE_HEAD_DIM = 128  # from here on a tile's rows fill the registers sooner
 
@@ -40,10 +40,7 @@ TILES = {
     (2, 128): Tile(64, 128, num_warps=4, num_stages=1),
     (2, 512): Tile(64, 64, num_warps=4, num_stages=2),
     # fp32 runs on the plain multiply-add units, whose operands live in registers
-    (4, 32): Tile(32, 16, num_warps=4, num_stages=1),
-    (4, 64): Tile(32, 16, num_warps=4, num_stages=1),
-    (4, 128): Tile(32, 16, num_warps=4, num_stages=1),
-    (4, 512): Tile(32, 16, num_warps=4, num_stages=1),
+    **{(4, bound): Tile(32, 16, num_warps=4, num_stages=1) for bound in LENGTH_CLASSES},
 }
 WIDE_TILES = {
     # the same from head_dim 128 on, for every class

@@ -15,6 +15,12 @@ from bertron_kernels.launch import Launch, ceil_div, next_power_of_2
 ELEMENTS_PER_PROGRAM = 1024
 
 
+@triton.jit
+def gelu_fp32(x):
+    """GELU of fp32 values inside any kernel, with the exact error function."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))  # 1 / sqrt(2)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _bias_gelu_kernel(
     x_ptr,
@@ -34,8 +40,7 @@ def _bias_gelu_kernel(
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_T, BLOCK_I]
     if bias_ptr is not None:
         x += tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)[None, :]
-    out = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))  # 1 / sqrt(2)
-    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + at, gelu_fp32(x).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def plan_bias_gelu(x: Tensor, bias: Tensor | None, out: Tensor) -> Launch:

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bertron_kernels.arguments import KERNEL_DTYPES, check_gemm_bias_gelu
-from bertron_kernels.gelu import bias_gelu, bias_gelu_reference
+from bertron_kernels.gelu import bias_gelu, bias_gelu_reference, gelu_fp32
 from bertron_kernels.language import tl, triton
 from bertron_kernels.launch import Launch, ceil_div, next_power_of_2
-from bertron_kernels.linear import check_linear
+from bertron_kernels.linear import linear_gelu_with
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ def _gemm_bias_gelu_kernel(
         weight_at += BLOCK_K
 
     total += tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)[None, :]
-    total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))  # 1 / sqrt(2)
     out_at = out_ptr + rows[:, None].to(tl.int64) * NUM_OUTPUTS + columns[None, :]
+    total = gelu_fp32(total)
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_row & is_column[None, :])
 
 
@@ -173,20 +172,29 @@ def measured_tile(
     return MEASURED.get((capability, num_outputs, num_inputs, next_power_of_2(num_tokens)))
 
 
+_product_then_gelu = linear_gelu_with(bias_gelu)
+
+
 def linear_gelu(
     x: Tensor,
     weight: Tensor,
-    _weight_scale: Tensor | None,
-    _input_scale: Tensor | None,
+    weight_scale: Tensor | None,
+    input_scale: Tensor | None,
     bias: Tensor,
 ) -> Tensor:
     """``bertron::linear_gelu`` on CUDA; arguments as :func:`bertron_kernels.linear.linear`'s."""
-    check_linear(x, weight, bias)
-    x = x.to(weight.dtype)
-    if weight.is_cuda and weight.element_size() == 2 and bias.dtype == weight.dtype:
-        major, minor = torch.cuda.get_device_capability(weight.device)
-        num_outputs, num_inputs = weight.shape
-        tile = measured_tile(10 * major + minor, num_outputs, num_inputs, x.shape[0])
-        if tile is not None:
-            return gemm_bias_gelu(x.contiguous(), weight, bias, tile)
-    return bias_gelu(F.linear(x, weight).to(bias.dtype), bias)
+    tile = _tile_for(x, weight, bias) if MEASURED else None
+    if tile is None:
+        return _product_then_gelu(x, weight, weight_scale, input_scale, bias)
+    return gemm_bias_gelu(x.to(weight.dtype).contiguous(), weight, bias, tile)
+
+
+def _tile_for(x: Tensor, weight: Tensor, bias: Tensor) -> GemmTile | None:
+    """The measured tile, or None where the arguments are not of the measured kind."""
+    if not weight.is_cuda or weight.dim() != 2:
+        return None
+    if weight.element_size() != 2 or bias.dtype != weight.dtype:
+        return None
+    major, minor = torch.cuda.get_device_capability(weight.device)
+    num_outputs, num_inputs = weight.shape
+    return measured_tile(10 * major + minor, num_outputs, num_inputs, x.shape[0])

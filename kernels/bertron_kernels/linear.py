@@ -63,7 +63,7 @@ def linear(
     Raises:
         ValueError: The weight is not packed or does not fit.
     """
-    check_linear(x, weight, bias)
+    _check(x, weight, bias)
     return F.linear(x.to(weight.dtype), weight, bias.to(weight.dtype)).to(bias.dtype)
 
 
@@ -77,7 +77,7 @@ def linear_gelu_with(bias_gelu: BiasGelu) -> Callable[..., Tensor]:
         _input_scale: Tensor | None,
         bias: Tensor,
     ) -> Tensor:
-        check_linear(x, weight, bias)
+        _check(x, weight, bias)
         return bias_gelu(F.linear(x.to(weight.dtype), weight).to(bias.dtype), bias)
 
     return linear_gelu
@@ -97,7 +97,7 @@ def linear_add_layer_norm_with(add_layer_norm: AddLayerNorm) -> Callable[..., Te
         norm_bias: Tensor,
         eps: float,
     ) -> Tensor:
-        check_linear(x, weight, bias)
+        _check(x, weight, bias)
         product = F.linear(x.to(weight.dtype), weight).to(bias.dtype)
         return add_layer_norm(product, residual, bias, norm_weight, norm_bias, eps)
 
@@ -109,8 +109,7 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x @ weight.T + bias
 
 
-def check_linear(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Refuse what no product takes; a weight that is not packed is named."""
+def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(
             f"weight is {str(weight.dtype).removeprefix('torch.')} with {weight.dim()} dimensions, "

@@ -1,5 +1,7 @@
 """The kernel variants that Bertron serves with, as launches: one frozen table.
 
+The tiles of ``gemm_gelu`` are all among them: a measurement can make any of them serve.
+
 What is compiled depends on dtype, hidden size, head_dim and length class alone, never on the
 number of tokens. Whoever compiles ahead (a test without a GPU, a server before it says ready)
 takes the variants from here, and the launchers' own plans make them: the two cannot disagree.

@@ -60,12 +60,28 @@ def test_a_shape_has_a_tile_only_where_one_was_measured(monkeypatch):
     assert measured_tile(80, 1536, 384, 128) is None
 
 
-@pytest.mark.parametrize("served", [False, True], ids=["by PyTorch's product", "by our kernel"])
-def test_linear_gelu_is_right_either_way(run_kernel, randn, served):
+def test_a_shape_without_a_measurement_is_pytorchs_product(run_kernel, randn):
     x, weight, bias = randn(5, 16), randn(24, 16), randn(24)
-    if served:
-        out = run_kernel("gemm_with_tile", x, weight, bias, 0)
-    else:
-        out = run_kernel("linear_gelu", x, weight, None, None, bias)
+    out = run_kernel("linear_gelu", x, weight, None, None, bias)
     exact = gemm_bias_gelu_reference(x.double(), weight.double(), bias.double())
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_measured_shape_is_our_kernels(monkeypatch, randn):
+    x, weight, bias = (randn(*shape).half().cuda() for shape in ((100, 64), (128, 64), (128,)))
+    major, minor = torch.cuda.get_device_capability()
+    tile, served_by = CANDIDATES[0], []
+    kernel = gemm_gelu.gemm_bias_gelu
+
+    def noted(*arguments):
+        served_by.append(arguments[-1])
+        return kernel(*arguments)
+
+    monkeypatch.setattr(gemm_gelu, "MEASURED", {(10 * major + minor, 128, 64, 128): tile})
+    monkeypatch.setattr(gemm_gelu, "gemm_bias_gelu", noted)
+    out = gemm_gelu.linear_gelu(x, weight, None, None, bias).double().cpu()
+    exact = gemm_bias_gelu_reference(*(t.double().cpu() for t in (x, weight, bias)))
+    assert served_by == [tile]
+    assert (out - exact).norm() <= 5e-4 * exact.norm()

@@ -39,13 +39,13 @@ def tail_of_a_faultless_server(share, fixed):
     return p99 / p50
 
 
-# What a batch takes beside its tokens, in texts: little on a CPU's few threads, more on a GPU.
-@pytest.mark.parametrize("fixed", [0.5, 1.0, 2.0])
-def test_a_faultless_server_keeps_the_tail_below_the_limit(fixed):
-    limit = read_thresholds(LIMITS / "below.toml").limits["steady"]["p99_over_p50"].max
-    assert tail_of_a_faultless_server(BELOW, fixed) < limit
+LIMIT = read_thresholds(LIMITS / "below.toml").limits["steady"]["p99_over_p50"].max
 
 
-def test_the_tail_limit_is_no_wider_than_the_queue_of_a_slow_server_needs():
-    limit = read_thresholds(LIMITS / "below.toml").limits["steady"]["p99_over_p50"].max
-    assert limit < 1.5 * tail_of_a_faultless_server(BELOW, 0.5)
+def test_the_tail_limit_can_be_kept_where_a_batch_costs_little_more_than_a_text():
+    assert tail_of_a_faultless_server(BELOW, fixed=2.0) < LIMIT
+
+
+@pytest.mark.parametrize("fixed", [0.5, 1.0])  # little, as on a CPU's few threads
+def test_a_server_whose_time_goes_by_tokens_misses_it_without_a_fault(fixed):
+    assert LIMIT < tail_of_a_faultless_server(BELOW, fixed) < 1.5 * LIMIT
