@@ -85,12 +85,13 @@ def check_add_layer_norm(
     num_tokens, hidden_size = x.shape
     _check_hidden_size(hidden_size)
     _check_tensor("x", x, (num_tokens, hidden_size), dtypes)
+    _check_tensor("weight", weight, (hidden_size,), dtypes)
+    like_weight = (weight.dtype,)
     if residual is not None:
-        _check_tensor("residual", residual, (num_tokens, hidden_size), (x.dtype,))
+        _check_tensor("residual", residual, (num_tokens, hidden_size), like_weight)
     if bias is not None:
-        _check_tensor("bias", bias, (hidden_size,), (x.dtype,))
-    _check_tensor("weight", weight, (hidden_size,), (x.dtype,))
-    _check_tensor("norm_bias", norm_bias, (hidden_size,), (x.dtype,))
+        _check_tensor("bias", bias, (hidden_size,), like_weight)
+    _check_tensor("norm_bias", norm_bias, (hidden_size,), like_weight)
     _check_device(x, residual=residual, bias=bias, weight=weight, norm_bias=norm_bias)
 
 

@@ -127,7 +127,7 @@ def add_layer_norm(
 ) -> Tensor:
     """``bertron::add_layer_norm``; see the kernel's launcher of the same name."""
     check_add_layer_norm(x, residual, bias, weight, norm_bias, EAGER_DTYPES)
-    if residual is None and bias is None:
+    if residual is None and bias is None and x.dtype == weight.dtype:
         return F.layer_norm(x, x.shape[-1:], weight, norm_bias, eps)
     total = x.to(torch.promote_types(x.dtype, torch.float32))
     for other in (residual, bias):

@@ -90,19 +90,18 @@ def add_layer_norm(
 ) -> Tensor:
     """``LN(x + bias + residual) * weight + norm_bias``, row by row.
 
-    The sum and the statistics are fp32 whatever the dtype of ``x``; nothing is rounded before the
-    end.
+    The sum and the statistics are fp32 whatever the dtypes; nothing is rounded before the end.
 
     Args:
         x: [T, E] fp16, bf16 or fp32, contiguous, on CUDA; E at most 8192.
-        residual: [T, E] as ``x``, or None.
-        bias: [E] as ``x``, or None: the bias of the matrix product that made ``x``.
-        weight: [E] as ``x``.
-        norm_bias: [E] as ``x``.
+        residual: [T, E] as ``weight``, or None.
+        bias: [E] as ``weight``, or None: the bias of the matrix product that made ``x``.
+        weight: [E] fp16, bf16 or fp32, also where ``x`` is of another dtype.
+        norm_bias: [E] as ``weight``.
         eps: Added to the variance; 1e-12 in BERT.
 
     Returns:
-        [T, E] in the dtype of ``x``.
+        [T, E] in the dtype of ``weight``.
 
     Raises:
         ValueError: Shape, dtype, layout or device do not fit, or E is above 8192.
@@ -110,7 +109,7 @@ def add_layer_norm(
     Source: Ba et al. 2016, section 3, arXiv:1607.06450.
     """
     check_add_layer_norm(x, residual, bias, weight, norm_bias, KERNEL_DTYPES)
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=weight.dtype)
     plan_add_layer_norm(x, residual, bias, weight, norm_bias, eps, out).run()
     return out
 
@@ -136,4 +135,4 @@ def add_layer_norm_reference(
     centred = total - total.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)
     out = centred / (variance + eps).sqrt() * weight.to(exact) + norm_bias.to(exact)
-    return out.to(x.dtype)
+    return out.to(weight.dtype)

@@ -98,7 +98,7 @@ def linear_add_layer_norm_with(add_layer_norm: AddLayerNorm) -> Callable[..., Te
         eps: float,
     ) -> Tensor:
         _check(x, weight, bias)
-        product = F.linear(x.to(weight.dtype), weight).to(bias.dtype)
+        product = F.linear(x.to(weight.dtype), weight)
         return add_layer_norm(product, residual, bias, norm_weight, norm_bias, eps)
 
     return linear_add_layer_norm

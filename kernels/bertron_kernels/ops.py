@@ -56,6 +56,12 @@ def _fake_varlen_attention(qkv: Tensor, *_others: object) -> Tensor:
     return qkv.new_empty((qkv.shape[0], *qkv.shape[2:]))
 
 
+def _fake_add_layer_norm(
+    x: Tensor, _residual: Tensor | None, _bias: Tensor | None, weight: Tensor, *_others: object
+) -> Tensor:
+    return torch.empty_like(x, dtype=weight.dtype)
+
+
 def _fake_like_first(x: Tensor, *_others: object) -> Tensor:
     return torch.empty_like(x)
 
@@ -82,7 +88,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "linear_gelu": _fake_linear,
     "linear_add_layer_norm": _fake_linear,
     "varlen_attention": _fake_varlen_attention,
-    "add_layer_norm": _fake_like_first,
+    "add_layer_norm": _fake_add_layer_norm,
     "bias_gelu": _fake_like_first,
     "embedding_layer_norm": _fake_embedding_layer_norm,
     "pool": _fake_pool,

@@ -41,7 +41,10 @@ def served_variants() -> Iterator[tuple[str, Launch]]:
                 yield f"gemm_bias_gelu-{tile}-768-{dtype}", _gemm_bias_gelu(dtype, 768, tile)
         for hidden_size in HIDDEN_SIZES:
             name = f"{hidden_size}-{dtype}"
-            yield f"add_layer_norm-{name}", _add_layer_norm(dtype, hidden_size)
+            yield f"add_layer_norm-{name}", _add_layer_norm(dtype, dtype, hidden_size)
+            if dtype == torch.bfloat16:  # whose residual stream is float32
+                mixed = _add_layer_norm(dtype, torch.float32, hidden_size)
+                yield f"add_layer_norm-{name}-float32-residual", mixed
             yield f"bias_gelu-{name}", _bias_gelu(dtype, hidden_size)
             yield f"embedding_layer_norm-{name}", _embedding_layer_norm(dtype, hidden_size)
             for mode in POOLING_MODES:
@@ -59,10 +62,11 @@ def _varlen_attention(dtype: torch.dtype, head_dim: int, max_seqlen: int) -> Lau
     return plan_varlen_attention(qkv, cu_seqlens, max_seqlen, head_dim**-0.5, out)
 
 
-def _add_layer_norm(dtype: torch.dtype, hidden_size: int) -> Launch:
+def _add_layer_norm(dtype: torch.dtype, residual_dtype: torch.dtype, hidden_size: int) -> Launch:
     x = _tensor(NUM_TOKENS, hidden_size, dtype=dtype)
-    row = _tensor(hidden_size, dtype=dtype)
-    return plan_add_layer_norm(x, x, row, row, row, 1e-12, x)
+    residual = _tensor(NUM_TOKENS, hidden_size, dtype=residual_dtype)
+    row = _tensor(hidden_size, dtype=residual_dtype)
+    return plan_add_layer_norm(x, residual, row, row, row, 1e-12, residual)
 
 
 def _bias_gelu(dtype: torch.dtype, hidden_size: int) -> Launch:

@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pool this layer's output: -1 the last (default), -2 the one before",
     )
-    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPE_NAMES,
+        help="of the matrix products; default: float32 on a CPU and float16 on a GPU",
+    )
     parser.add_argument(
         "--calibration",
         type=Path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import bertron_kernels  # noqa: F401  an archive loads only where its ops are registered
@@ -23,36 +23,63 @@ def save(model: torch.nn.Module, path: Path) -> None:
         torch.jit.save(torch.jit.script(model), str(path))
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> torch.jit.ScriptModule:
-    """Load what :func:`save` wrote onto ``device``, in the dtypes it is quick in and packed."""
+def load(
+    path: Path, device: torch.device | str = "cpu", gpu_dtype: str | None = None
+) -> torch.jit.ScriptModule:
+    """Load what :func:`save` wrote onto ``device``, packed, in the dtypes of :func:`set_dtypes`."""
     with _deprecation_accepted():
         model: torch.jit.ScriptModule = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
-    set_dtypes(model, torch.device(device))
+    set_dtypes(model, torch.device(device), gpu_dtype)
     pack(model)
     return model.eval()
 
 
-def set_dtypes(model: torch.nn.Module, device: torch.device) -> None:
-    """Choose the dtypes of everything but the products' weights, which the export chose.
+def set_dtypes(model: torch.nn.Module, device: torch.device, gpu_dtype: str | None = None) -> None:
+    """Choose the dtypes that a model is computed in on a device.
 
-    On CUDA everything has the weights' dtype. On the CPU the residual stream, the norms and the
-    embeddings stay float32, and only what a product alone reads, queries, keys, values and the
-    inner activations, is bfloat16. Where bfloat16 is not quick all is float32, and float16 on every
-    CPU.
+    The products' weights stay as the export wrote them, but for ``gpu_dtype``. With bfloat16 or
+    int8 ones the residual stream, the norms and the embeddings are float32, since bfloat16 there
+    costs short texts their accuracy; only what a product alone reads, queries, keys, values and
+    the inner activations, is bfloat16. With float16 ones all is float16 on CUDA, and float32 on
+    the CPU, as is bfloat16 where the CPU is not quick in it.
+
+    Args:
+        model: Not packed yet; converted in place.
+        device: Where it will run.
+        gpu_dtype: ``float16``, ``bfloat16`` or ``float32`` of the products on CUDA; None: the
+            file's own.
+
+    Raises:
+        ManifestError: The weights are int8 and the device is not a CPU.
     """
     layers = list(model.layers.children())  # type: ignore[union-attr]
     weights = {getattr(layer, f"{name}_weight").dtype for layer in layers for name in LINEARS}
     if device.type != "cpu":
         if torch.int8 in weights:
             raise ManifestError(f"the model was exported with int8 products, which {device} lacks")
-        model.to(next(iter(weights), torch.float32))
+        dtype = getattr(torch, gpu_dtype) if gpu_dtype else next(iter(weights), torch.float32)
+        if dtype == torch.bfloat16:
+            model.float()
+            for layer in layers:
+                _convert(layer, [f"{name}_weight" for name in LINEARS], dtype)
+                _convert(layer, _READ_BY_PRODUCTS, dtype)
+        else:
+            model.to(dtype)
     elif torch.float16 in weights or not HAS_FAST_BF16:
         model.float()
     elif weights & {torch.bfloat16, torch.int8}:
         for layer in layers:
-            for name in ("qkv", "intermediate"):  # an output has its bias's dtype
-                bias = getattr(layer, f"{name}_bias").to(torch.bfloat16)
-                setattr(layer, f"{name}_bias", torch.nn.Parameter(bias, requires_grad=False))
+            _convert(layer, _READ_BY_PRODUCTS, torch.bfloat16)
+
+
+# Products whose output only products and attention read; an output has its bias's dtype.
+_READ_BY_PRODUCTS = ("qkv_bias", "intermediate_bias")
+
+
+def _convert(layer: torch.nn.Module, names: Iterable[str], dtype: torch.dtype) -> None:
+    for name in names:
+        converted = getattr(layer, name).to(dtype)
+        setattr(layer, name, torch.nn.Parameter(converted, requires_grad=False))
 
 
 def pack(model: torch.nn.Module) -> None:

@@ -62,7 +62,9 @@ def render_config(
     return template
 
 
-def write_configs(repository: Path, *, name: str | None, manifest: Manifest) -> None:
+def write_configs(
+    repository: Path, *, name: str | None, manifest: Manifest, gpu_dtype: str
+) -> None:
     """Write the three configurations and the two shims into ``repository``."""
     templates = template_directory()
     names = model_names(name)
@@ -73,7 +75,7 @@ def write_configs(repository: Path, *, name: str | None, manifest: Manifest) -> 
             (templates / step / "config.pbtxt").read_text(encoding="utf-8"),
             names=names,
             embedding_size=manifest.embedding_size,
-            parameters=manifest_parameters(manifest),
+            parameters=manifest_parameters(manifest) | {"gpu_dtype": gpu_dtype},
         )
         target = repository / model / "config.pbtxt"
         # An unchanged file keeps its time, so that nothing rebuilds or reloads for nothing.

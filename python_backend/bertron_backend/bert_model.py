@@ -9,7 +9,7 @@ from typing import Any
 
 from bertron_backend import triton_io
 from bertron_backend.batch_metrics import CountPublisher
-from bertron_backend.settings import EncoderSettings, GraphSettings
+from bertron_backend.settings import EncoderSettings, GpuSettings
 
 
 class TritonPythonModel:
@@ -31,7 +31,7 @@ class TritonPythonModel:
             triton_io.version_directory(args),
             triton_io.device_of(args),
             settings,
-            GraphSettings.from_model_config(config),
+            GpuSettings.from_model_config(config),
         )
         loaded = time.monotonic()
         cost = self._encoder.warm_up()

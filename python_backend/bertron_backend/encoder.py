@@ -30,7 +30,7 @@ from bertron_backend.packing import (
     split,
 )
 from bertron_backend.probe import probe_batches, settle_dtype
-from bertron_backend.settings import EncoderSettings, GraphSettings
+from bertron_backend.settings import EncoderSettings, GpuSettings
 
 FloatArray = npt.NDArray[np.float32]
 WARMUP_RUNS = 3  # the first makes buffers and threads, the others are timed against each other
@@ -49,7 +49,7 @@ class Encoder:
         directory: Where ``model.pt`` and its manifest lie.
         device: ``cpu`` or ``cuda:N``.
         settings: The model's parameters.
-        graph_settings: Those that only a GPU has.
+        gpu_settings: Those that only a GPU has.
 
     Attributes:
         counts: Of the batches that were embedded, the warm-up's not among them.
@@ -64,19 +64,19 @@ class Encoder:
         directory: Path,
         device: str,
         settings: EncoderSettings,
-        graph_settings: GraphSettings = GraphSettings(),  # noqa: B008  frozen
+        gpu_settings: GpuSettings = GpuSettings(),  # noqa: B008  frozen
     ) -> None:
-        path, self.manifest = checked_file(directory, MODEL_FILE)
+        self._path, self.manifest = checked_file(directory, MODEL_FILE)
         self.device = torch.device(device)
         self.counts = BatchCounts()
         self.graphs: CudaGraphs | None = None
         self._settings = settings
-        self._graph_settings = graph_settings
-        self._served_dtype = self.manifest.dtype
+        self._gpu_settings = gpu_settings
         self._without_graphs = "not warmed up"
         self._vocabulary = _vocabulary(self.manifest)
         torch.set_num_threads(settings.intra_op_threads)
-        self._model = load(path, self.device)
+        on_gpu = self.device.type != "cpu" and gpu_settings.gpu_dtype
+        self._load(on_gpu or self.manifest.dtype)
         # A large batch is cut, and each thread computes parts of its own from end to end: they meet
         # once a batch, not five times a layer, and a part stays in a core's cache. A small one is
         # left whole, and the threads share each op.
@@ -94,7 +94,7 @@ class Encoder:
     def warm_up(self) -> CostModel:
         """Run the configured shapes, so that no user pays for what a first call costs.
 
-        On a GPU the model's dtype is settled first (a float16 model that overflows is converted to
+        On a GPU the model's dtype is settled first (one that overflows in float16 is loaded in
         bfloat16), then the CUDA graphs are captured, through which the shapes run.
 
         Returns:
@@ -130,8 +130,8 @@ class Encoder:
             )
             computed = " computed in float32" if is_widened else ""
             return f"{self._served_dtype}{computed} on cpu by {implementation('cpu')}"
-        exported = self.manifest.dtype
-        instead = f" instead of {exported}" if self._served_dtype != exported else ""
+        file = self.manifest.dtype
+        exported = f" (exported in {file})" if self._served_dtype != file else ""
         graphs = (
             f"without CUDA graphs: {self._without_graphs}"
             if self.graphs is None
@@ -139,19 +139,21 @@ class Encoder:
             f"{self.graphs.memory_bytes / MEGABYTE:.0f} MB"
         )
         return (
-            f"{self._served_dtype}{instead} on {self.device} by "
+            f"{self._served_dtype}{exported} on {self.device} by "
             f"{implementation(self.device.type)}, {graphs}"
         )
+
+    def _load(self, dtype: str) -> None:
+        """Make ``dtype`` that of the products; on a CPU the file has it already."""
+        self._model = load(self._path, self.device, dtype)
+        self._served_dtype = dtype
 
     def _warm_up_gpu(self) -> None:
         """Settle the dtype, then capture the graphs; again on a second call, as at the first."""
         self.graphs = None  # the old ones hold the weights' addresses
         batches = probe_batches(self._vocabulary)
-        dtype = settle_dtype(self._model, self._run_eagerly, batches)
-        self._served_dtype = str(dtype).removeprefix("torch.")
-        cause = (
-            "off" if not self._graph_settings.cuda_graphs else obstacle(self._model, self.device)
-        )
+        settle_dtype(self._served_dtype, self._load, self._run_eagerly, batches)
+        cause = "off" if not self._gpu_settings.cuda_graphs else obstacle(self._model, self.device)
         if cause is not None:
             self._without_graphs = cause
             return
@@ -160,7 +162,7 @@ class Encoder:
             self.device,
             self._vocabulary,
             self.manifest.embedding_size,
-            self._graph_settings.cuda_graph_megabytes,
+            self._gpu_settings.cuda_graph_megabytes,
         )
         graphs.capture()
         if graphs.shapes:

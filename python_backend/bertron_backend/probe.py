@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bertron_backend.buckets import BUCKETS, longest_by_class
 from bertron_backend.errors import InferenceError
@@ -52,40 +51,35 @@ def all_finite(forward: Forward, batches: Sequence[PackedBatch]) -> bool:
 
 
 def settle_dtype(
-    model: torch.nn.Module, forward: Forward, batches: Sequence[PackedBatch]
-) -> torch.dtype:
-    """Convert a float16 model to bfloat16 where its embeddings are not finite.
+    dtype: str, load: Callable[[str], None], forward: Forward, batches: Sequence[PackedBatch]
+) -> str:
+    """Load a model in bfloat16 where its embeddings are not finite in float16.
 
     float16 is the more exact of the two by three bits, and ends at 65504; some checkpoints have
     larger values inside.
 
     Args:
-        model: All of one dtype; converted in place.
-        forward: Runs ``model``.
+        dtype: Of the model that is loaded.
+        load: Replaces it by the same model in the dtype given.
+        forward: Runs the model that was loaded last.
         batches: What is tried.
 
     Returns:
-        The dtype that ``model`` has now.
+        The dtype that the model has now.
 
     Raises:
         InferenceError: Embeddings are not finite in a dtype other than float16.
     """
     is_finite = all_finite(forward, batches)
-    if not is_finite and _dtype_of(model) == torch.float16:
+    if not is_finite and dtype == "float16":
         _log.warning(
             "float16 overflows in this model: embeddings of random texts are not finite; it is "
-            "converted to bfloat16, which has the range of float32 and 3 bits less than float16. "
+            "computed in bfloat16, which has the range of float32 and 3 bits less than float16. "
             "Export it with --dtype bfloat16 or float32 to choose yourself"
         )
-        model.to(torch.bfloat16)
+        dtype = "bfloat16"
+        load(dtype)
         is_finite = all_finite(forward, batches)
     if not is_finite:
-        raise InferenceError(
-            f"embeddings of random texts are not finite in {str(_dtype_of(model))[6:]}"
-        )
-    return _dtype_of(model)
-
-
-def _dtype_of(model: torch.nn.Module) -> torch.dtype:
-    dtype: torch.dtype = model.word_embeddings.dtype  # type: ignore[assignment]
+        raise InferenceError(f"embeddings of random texts are not finite in {dtype}")
     return dtype

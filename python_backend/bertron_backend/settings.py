@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+GPU_DTYPES = ("float16", "bfloat16", "float32")
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSettings:
@@ -58,23 +60,29 @@ class EncoderSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class GraphSettings:
+class GpuSettings:
     """Of the encoder model on a GPU; a configuration need not have them.
 
     Attributes:
+        gpu_dtype: In which matrix products are computed there: one of GPU_DTYPES, or None for the
+            dtype of the exported file.
         cuda_graphs: Whether forwards are replayed from CUDA graphs.
         cuda_graph_megabytes: Of device memory that all graphs together may hold, in units of 2^20
             bytes. A bound against surprises, not a measured need.
     """
 
+    gpu_dtype: str | None = None
     cuda_graphs: bool = True
     cuda_graph_megabytes: int = 1024
 
     @classmethod
-    def from_model_config(cls, config: Mapping[str, Any]) -> GraphSettings:
+    def from_model_config(cls, config: Mapping[str, Any]) -> GpuSettings:
         """Read Triton server's model configuration, parsed from JSON."""
         given = config.get("parameters", {})
         settings = cls()
+        if "gpu_dtype" in given:
+            dtype = _one_of(config, "gpu_dtype", GPU_DTYPES)
+            settings = dataclasses.replace(settings, gpu_dtype=dtype)
         if "cuda_graphs" in given:
             is_on = _flag(config, "cuda_graphs")
             settings = dataclasses.replace(settings, cuda_graphs=is_on)
@@ -109,6 +117,15 @@ def _positive(config: Mapping[str, Any], key: str) -> int:
     value = _integer(config, key)
     if value == 0:
         raise ValueError(f"{config.get('name')}: parameter {key!r} is 0, not 1 or more")
+    return value
+
+
+def _one_of(config: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> str:
+    value = _value(config, key)
+    if value not in choices:
+        raise ValueError(
+            f"{config.get('name')}: parameter {key!r} is {value!r}, not one of {', '.join(choices)}"
+        )
     return value
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from bertron_backend.settings import EncoderSettings, TokenizerSettings
+from bertron_backend.settings import EncoderSettings, GpuSettings, TokenizerSettings
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -127,7 +127,9 @@ def test_the_code_reads_every_parameter(configs):
     tokenizer = TokenizerSettings.from_model_config(as_json["tokenizer"])
     encoder = EncoderSettings.from_model_config(as_json["bert"])
     assert set(vars(tokenizer)) == set(configs["tokenizer"].parameters)
-    assert set(vars(encoder)) == set(configs["bert"].parameters)
+    gpu = GpuSettings.from_model_config(as_json["bert"])
+    assert set(vars(encoder)) | {"gpu_dtype"} == set(configs["bert"].parameters)
+    assert gpu == GpuSettings(gpu_dtype="float16")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,7 @@ from bertron_backend.buckets import BUCKETS, longest_by_class
 from bertron_backend.cuda_graphs import MEGABYTE, CudaGraphs
 from bertron_backend.encoder import Encoder
 from bertron_backend.packing import PackedBatch, PackedRequest, TokenRequest, Vocabulary, split
-from bertron_backend.settings import EncoderSettings, GraphSettings
+from bertron_backend.settings import EncoderSettings, GpuSettings
 from bertron_kernels import implementation
 from bertron_torchscript.export import export
 from overflowing_checkpoint import make_overflowing_checkpoint
@@ -172,12 +172,12 @@ def test_requests_of_any_length_are_answered_in_order(encoder):
 
 
 def test_memory_is_reported_and_within_the_limit(encoder):
-    assert 0 < encoder.graphs.memory_bytes <= GraphSettings().cuda_graph_megabytes * MEGABYTE
+    assert 0 < encoder.graphs.memory_bytes <= GpuSettings().cuda_graph_megabytes * MEGABYTE
     assert f"holding {encoder.graphs.memory_bytes / MEGABYTE:.0f} MB" in encoder.describe()
 
 
 def test_without_the_memory_all_is_served_eagerly(float16, caplog):
-    encoder = Encoder(float16, DEVICE, SETTINGS, GraphSettings(cuda_graph_megabytes=1))
+    encoder = Encoder(float16, DEVICE, SETTINGS, GpuSettings(cuda_graph_megabytes=1))
     encoder.warm_up()
     assert encoder.graphs is None
     assert "need more than 1 MB (cuda_graph_megabytes)" in caplog.text
@@ -186,7 +186,7 @@ def test_without_the_memory_all_is_served_eagerly(float16, caplog):
 
 
 def test_graphs_can_be_turned_off(float16):
-    encoder = Encoder(float16, DEVICE, SETTINGS, GraphSettings(cuda_graphs=False))
+    encoder = Encoder(float16, DEVICE, SETTINGS, GpuSettings(cuda_graphs=False))
     encoder.warm_up()
     assert encoder.graphs is None
     assert encoder.describe().endswith("without CUDA graphs: off")
@@ -239,7 +239,7 @@ def test_a_model_that_overflows_in_float16_is_served_in_bfloat16(tmp_path, caplo
     for encoder in encoders.values():
         encoder.warm_up()
     assert "float16 overflows in this model" in caplog.text
-    assert encoders["float16"].describe().startswith("bfloat16 instead of float16 on cuda:0")
+    assert encoders["float16"].describe().startswith("bfloat16 (exported in float16) on cuda:0")
     assert encoders["float32"].describe().startswith("float32 on cuda:0")
     exact = encoders["float32"]._forward_batch(batch)
     rows = encoders["float16"].graphs.run(batch)

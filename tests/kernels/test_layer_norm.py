@@ -22,6 +22,23 @@ def test_add_layer_norm_agrees_with_float64(implementation, randn, num_tokens, h
     implementation.check(out, exact, peer)
 
 
+# What a bfloat16 model's CUDA products give to its float32 residual stream, and the reverse. Not
+# fp16 on the CPU: the library takes none.
+@pytest.mark.parametrize(
+    ("product", "stream", "gate"),
+    [(torch.bfloat16, torch.float32, 1e-5), (torch.float32, torch.bfloat16, 4e-3)],
+)
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_the_product_may_have_another_dtype(run, randn, product, stream, gate, has_residual):
+    x = randn(63, 331, dtype=product)
+    residual = randn(63, 331, dtype=stream) if has_residual else None
+    bias, weight, shift = (randn(331, dtype=stream) for _ in range(3))
+    out = run("add_layer_norm", x, residual, bias, weight, shift, EPS)
+    assert out.dtype == stream
+    exact = add_layer_norm_reference(*double(x, residual, bias, weight, shift), EPS)
+    assert (out.double() - exact).norm() <= gate * exact.norm()
+
+
 @pytest.mark.parametrize("has_residual", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_what_is_absent_adds_nothing(implementation, randn, has_residual, has_bias):
@@ -66,8 +83,10 @@ def test_wrong_arguments_are_named(run, refused):
     x, row = torch.zeros(4, 64), torch.zeros(64)
     with refused(r"residual has shape \[3, 64\], expected \[4, 64\]"):
         run("add_layer_norm", x, torch.zeros(3, 64), None, row, row, EPS)
-    with refused(r"weight has dtype torch.float16, expected torch.float32"):
-        run("add_layer_norm", x, None, None, row.half(), row, EPS)
+    with refused(r"residual has dtype torch.bfloat16, expected torch.float32"):
+        run("add_layer_norm", x, x.bfloat16(), None, row, row, EPS)
+    with refused(r"norm_bias has dtype torch.bfloat16, expected torch.float32"):
+        run("add_layer_norm", x, None, None, row, row.bfloat16(), EPS)
     with refused(r"x has strides \[1, 4\].*contiguous"):
         run("add_layer_norm", torch.zeros(64, 4).T, None, None, row, row, EPS)
 

@@ -7,7 +7,7 @@ from bertron_backend import encoder as encoder_module
 from bertron_backend.encoder import Encoder
 from bertron_backend.errors import InferenceError, InvalidInputError
 from bertron_backend.packing import TokenRequest
-from bertron_backend.settings import EncoderSettings, GraphSettings
+from bertron_backend.settings import EncoderSettings, GpuSettings
 from bertron_torchscript.errors import ManifestError
 from bertron_torchscript.export import export
 from tiny_checkpoints import make_checkpoint
@@ -150,7 +150,7 @@ def test_what_a_graph_holds_it_answers_and_the_rest_runs_eagerly(encoder, monkey
 def on_gpu(directory, monkeypatch):
     """An encoder's GPU warm-up run on the CPU, over graphs that are none; gives it and its log."""
 
-    def warmed_up(settings=GraphSettings(), shapes=((16, 32),), obstacle=None):  # noqa: B008
+    def warmed_up(settings=GpuSettings(), shapes=((16, 32),), obstacle=None):  # noqa: B008
         made = []
 
         class Graphs:
@@ -174,7 +174,7 @@ def on_gpu(directory, monkeypatch):
 
 
 def test_graphs_are_made_at_the_warm_up_of_a_gpu(on_gpu):
-    encoder, made = on_gpu(GraphSettings(cuda_graph_megabytes=77))
+    encoder, made = on_gpu(GpuSettings(cuda_graph_megabytes=77))
     assert made == [(48, 77)]
     assert encoder.graphs is not None
     assert encoder.describe().startswith("float32 on cuda:0 by ")
@@ -184,7 +184,7 @@ def test_graphs_are_made_at_the_warm_up_of_a_gpu(on_gpu):
 @pytest.mark.parametrize(
     ("options", "words", "tried"),
     [
-        ({"settings": GraphSettings(cuda_graphs=False)}, "off", 0),
+        ({"settings": GpuSettings(cuda_graphs=False)}, "off", 0),
         ({"obstacle": "they are not tried on ROCm"}, "they are not tried on ROCm", 0),
         ({"shapes": ()}, "none could be made", 1),
     ],
@@ -197,9 +197,11 @@ def test_without_graphs_the_log_says_why(on_gpu, options, words, tried):
 
 
 def test_the_log_names_the_dtype_that_replaced_another(on_gpu, monkeypatch):
-    monkeypatch.setattr(encoder_module, "settle_dtype", lambda *_others: torch.bfloat16)
+    monkeypatch.setattr(
+        encoder_module, "settle_dtype", lambda _dtype, load, *_others: load("bfloat16")
+    )
     encoder, _ = on_gpu()
-    assert encoder.describe().startswith("bfloat16 instead of float32 on cuda:0 by ")
+    assert encoder.describe().startswith("bfloat16 (exported in float32) on cuda:0 by ")
 
 
 def test_a_file_of_another_export_is_not_loaded(directory, tmp_path):

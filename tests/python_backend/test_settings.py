@@ -3,7 +3,7 @@
 import pytest
 from bertron_backend.settings import (
     EncoderSettings,
-    GraphSettings,
+    GpuSettings,
     TokenizerSettings,
     usable_cores,
 )
@@ -59,27 +59,29 @@ def test_a_limit_of_nothing_is_refused():
         TokenizerSettings.from_model_config(config(**limits))
 
 
-def test_a_configuration_without_graph_settings_has_the_defaults():
-    assert GraphSettings.from_model_config(config(**ENCODER)) == GraphSettings()
-    assert GraphSettings.from_model_config({"name": "bert"}) == GraphSettings()
-    assert GraphSettings().cuda_graphs
+def test_a_configuration_without_gpu_settings_has_the_defaults():
+    assert GpuSettings.from_model_config(config(**ENCODER)) == GpuSettings()
+    assert GpuSettings.from_model_config({"name": "bert"}) == GpuSettings()
+    assert GpuSettings().cuda_graphs
 
 
-def test_graph_settings_are_read_where_there_are_some():
-    read = GraphSettings.from_model_config
-    assert read(config(cuda_graphs="false")) == GraphSettings(cuda_graphs=False)
-    assert read(config(cuda_graph_megabytes="64")) == GraphSettings(cuda_graph_megabytes=64)
-    assert read(config(cuda_graphs="true", cuda_graph_megabytes="5")) == GraphSettings(True, 5)
+def test_gpu_settings_are_read_where_there_are_some():
+    read = GpuSettings.from_model_config
+    assert read(config(cuda_graphs="false")) == GpuSettings(cuda_graphs=False)
+    assert read(config(cuda_graph_megabytes="64")) == GpuSettings(cuda_graph_megabytes=64)
+    assert read(config(cuda_graphs="true", cuda_graph_megabytes="5")) == GpuSettings(None, True, 5)
+    assert read(config(gpu_dtype="bfloat16")) == GpuSettings(gpu_dtype="bfloat16")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
+        ("gpu_dtype", "int8", "'gpu_dtype' is 'int8', not one of float16, bfloat16, float32"),
         ("cuda_graphs", "on", "'cuda_graphs' is 'on', not true or false"),
         ("cuda_graph_megabytes", "0", "'cuda_graph_megabytes' is 0, not 1 or more"),
         ("cuda_graph_megabytes", "1G", "'cuda_graph_megabytes' is '1G', not a whole number"),
     ],
 )
-def test_a_wrong_graph_setting_is_named(key, value, words):
+def test_a_wrong_gpu_setting_is_named(key, value, words):
     with pytest.raises(ValueError, match=words):
-        GraphSettings.from_model_config(config(**{key: value}))
+        GpuSettings.from_model_config(config(**{key: value}))

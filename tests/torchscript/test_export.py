@@ -70,6 +70,17 @@ def test_the_repository_is_complete_and_configured_for_the_model(source, tmp_pat
     assert 'key: "normalize" value { string_value: "false" }' in config
 
 
+@pytest.mark.parametrize(
+    ("dtype", "on_gpu"),
+    [(None, "float16"), ("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")],
+)
+def test_only_a_dtype_that_nobody_chose_becomes_float16_on_a_gpu(source, tmp_path, dtype, on_gpu):
+    manifest = export(str(source), tmp_path / "models", dtype=dtype)
+    assert manifest.dtype == (dtype or "float32")
+    config = (tmp_path / "models" / "bert" / "config.pbtxt").read_text()
+    assert f'key: "gpu_dtype" value {{ string_value: "{on_gpu}" }}' in config
+
+
 def test_a_named_model_stands_beside_the_default_one(source, tmp_path):
     models = tmp_path / "models"
     export(str(source), models)

