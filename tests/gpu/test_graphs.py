@@ -40,7 +40,7 @@ GATES = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.999}
 MODELS = (("bert", "float16"), ("bert", "float32"), ("bert", "bfloat16"), ("roberta", "float16"))
 
 
-def exported(directory: Path, source: Path, dtype: str, **options) -> Path:
+def exported(directory: Path, source: Path, dtype: str | None, **options) -> Path:
     export(str(source), directory, dtype=dtype, **options)
     return directory / "bert" / "1"
 
@@ -245,6 +245,22 @@ def test_a_model_that_overflows_in_float16_is_served_in_bfloat16(tmp_path, caplo
     rows = encoders["float16"].graphs.run(batch)
     assert_same(rows, exact, GATES["bfloat16"])
     assert_same(rows, encoders["float16"]._run_eagerly(batch), GATES["bfloat16"])
+
+
+def test_a_float32_file_is_served_in_the_configurations_dtype(tmp_path):
+    source = make_checkpoint(tmp_path / "source", **sizes("bert"))
+    file = exported(tmp_path / "models", source, None)
+    batch = batch_of([5, 600, 31])
+    rows = {}
+    for dtype in ("float32", "float16", "bfloat16"):
+        encoder = Encoder(file, DEVICE, SETTINGS, GpuSettings(gpu_dtype=dtype))
+        encoder.warm_up()
+        rows[dtype] = encoder.graphs.run(batch)
+        words = dtype if dtype == "float32" else f"{dtype} (exported in float32)"
+        assert encoder.describe().startswith(f"{words} on cuda:0 by triton")
+    for dtype in ("float16", "bfloat16"):
+        assert_same(rows[dtype], rows["float32"], GATES[dtype])
+        assert not np.array_equal(rows[dtype], rows["float32"])
 
 
 def test_nothing_is_compiled_after_the_warm_up(float16):
