@@ -30,6 +30,11 @@ constexpr int kTileVectors = 2;
 constexpr int64_t kTileColumns = kTileVectors * kLanes;
 // Rows that one thread carries through all panels: their inputs and float outputs stay in L2.
 constexpr int64_t kChunkRows = 96;
+// Up to so many rows a product reads its weights once and computes little with them: it would wait
+// for memory. They go column by column then, a tile's weights staying in L1 for all rows while the
+// next tile's are fetched. With more rows that costs more than it saves: there a tile of rows stays
+// in L1 and goes through the panel, whose weights come from L2.
+constexpr int64_t kShortRows = 48;
 
 // A word of a caller's bf16 row, which may start at any bf16.
 typedef uint32_t word_u __attribute__((aligned(2)));
@@ -84,10 +89,26 @@ struct DotInt8 {
 #endif
 };
 
+// What a tile asks of memory while it computes, for the tiles that come after it.
+struct NoPrefetch {
+  template <int VECTORS>
+  void step() {}
+};
+
+struct Prefetch {
+  const char* next;
+  int64_t bytes;  // for each word of the reduction
+  template <int VECTORS>
+  void step() {
+    for (int64_t line = 0; line < VECTORS * kLanes * 4; line += 64) __builtin_prefetch(next + line);
+    next += bytes;
+  }
+};
+
 // ROWS x VECTORS sums over `words` words, written as they are: out[row * out_stride + column].
-template <class Dot, int ROWS, int VECTORS>
+template <class Dot, int ROWS, int VECTORS, class Ahead>
 void tile(const word_u* a, int64_t a_stride, const uint32_t* b, int64_t b_stride, int64_t words,
-          float* out, int64_t out_stride) {
+          float* out, int64_t out_stride, Ahead ahead) {
   typename Dot::Accumulator total[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int i = 0; i < ROWS; ++i)
@@ -101,6 +122,7 @@ void tile(const word_u* a, int64_t a_stride, const uint32_t* b, int64_t b_stride
       for (int j = 0; j < VECTORS; ++j)
         total[i][j] =
             Dot::dot(total[i][j], a + i * a_stride + word * Dot::row_words, b + j * kLanes);
+    ahead.template step<VECTORS>();
     b += b_stride;
   }
 #pragma GCC unroll 8
@@ -110,27 +132,28 @@ void tile(const word_u* a, int64_t a_stride, const uint32_t* b, int64_t b_stride
       store(out + i * out_stride + j * kLanes, reinterpret_cast<vf>(total[i][j]));
 }
 
-template <class Dot, int VECTORS>
+template <class Dot, int VECTORS, class Ahead>
 void tile_rows(int64_t rows, const word_u* a, int64_t a_stride, const uint32_t* b,
-               int64_t b_stride, int64_t words, float* out, int64_t out_stride) {
-  using Tile = void (*)(const word_u*, int64_t, const uint32_t*, int64_t, int64_t, float*, int64_t);
+               int64_t b_stride, int64_t words, float* out, int64_t out_stride, Ahead ahead) {
+  using Tile =
+      void (*)(const word_u*, int64_t, const uint32_t*, int64_t, int64_t, float*, int64_t, Ahead);
   static constexpr Tile tiles[kTileRows] = {
-      tile<Dot, 1, VECTORS>, tile<Dot, 2, VECTORS>, tile<Dot, 3, VECTORS>,
-      tile<Dot, 4, VECTORS>, tile<Dot, 5, VECTORS>, tile<Dot, 6, VECTORS>};
-  tiles[rows - 1](a, a_stride, b, b_stride, words, out, out_stride);
+      tile<Dot, 1, VECTORS, Ahead>, tile<Dot, 2, VECTORS, Ahead>, tile<Dot, 3, VECTORS, Ahead>,
+      tile<Dot, 4, VECTORS, Ahead>, tile<Dot, 5, VECTORS, Ahead>, tile<Dot, 6, VECTORS, Ahead>};
+  tiles[rows - 1](a, a_stride, b, b_stride, words, out, out_stride, ahead);
 }
 
 // At most kTileRows rows; columns in steps of kTileColumns, then of one vector. `b_step` words lie
 // from one tile's columns to the next one's.
-template <class Dot>
+template <class Dot, class Ahead = NoPrefetch>
 void tile_columns(int64_t rows, const word_u* a, int64_t a_stride, const uint32_t* b,
                   int64_t b_stride, int64_t b_step, int64_t columns, int64_t words, float* out,
-                  int64_t out_stride) {
+                  int64_t out_stride, Ahead ahead = {}) {
   int64_t c = 0;
   for (; c + kTileColumns <= columns; c += kTileColumns, b += b_step)
-    tile_rows<Dot, kTileVectors>(rows, a, a_stride, b, b_stride, words, out + c, out_stride);
+    tile_rows<Dot, kTileVectors>(rows, a, a_stride, b, b_stride, words, out + c, out_stride, ahead);
   for (; c < columns; c += kLanes, b += kLanes)
-    tile_rows<Dot, 1>(rows, a, a_stride, b, b_stride, words, out + c, out_stride);
+    tile_rows<Dot, 1>(rows, a, a_stride, b, b_stride, words, out + c, out_stride, ahead);
 }
 
 // Where a column's words begin in a panel of `words`; from one to the next are kTileColumns.
@@ -289,34 +312,84 @@ struct Gemm {
   template <class Keep>
   void run(int64_t begin, int64_t end, int64_t first, int64_t last, const Keep& keep) const {
     QuantizedRow quantized[kChunkRows];
-    alignas(64) float sums[kTileRows * kPanel];
     for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
-      const int64_t chunk_end = std::min(chunk + kChunkRows, end);
-      int64_t stride;
-      const word_u* a = inputs(chunk, chunk_end, &stride, quantized);
-      for (int64_t panel = first; panel < last; ++panel) {
-        const uint32_t* b = static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
-        const int64_t column0 = panel * kPanel;
-        const int64_t columns = (std::min(kPanel, p.n - column0) + kLanes - 1) / kLanes * kLanes;
-        for (int64_t row = chunk; row < chunk_end; row += kTileRows) {
-          const int64_t rows = std::min<int64_t>(kTileRows, chunk_end - row);
-          tile_columns<Dot>(rows, a + (row - chunk) * stride, stride, b, kTileColumns,
-                            stored_words * kTileColumns, columns, words, sums, kPanel);
-          for (int64_t c = 0; c < columns; c += kLanes) {
-            const int64_t column = column0 + c, left = p.n - column;
-            const vf bias = load_some(static_cast<const Out*>(p.bias) + column, left);
-            for (int64_t i = 0; i < rows; ++i) {
-              vf value = load(sums + i * kPanel + c);
-              if constexpr (Dot::product == Product::int8)
-                value = unquantized(value, quantized[row - chunk + i],
-                                    b + column_place(c, stored_words) + words * kTileColumns) *
-                        load_some(p.scale + column, left);
-              keep(row + i, column, value + bias, left);
-            }
-          }
-        }
+      Rows rows{chunk, std::min(chunk + kChunkRows, end), nullptr, 0, quantized};
+      rows.words = inputs(rows.begin, rows.end, &rows.stride, quantized);
+      for (int64_t panel = first; panel < last; ++panel)
+        rows.end - rows.begin <= kShortRows ? by_columns(rows, panel, keep)
+                                            : by_rows(rows, panel, keep);
+    }
+  }
+
+  struct Rows {
+    int64_t begin, end;
+    const word_u* words;  // of the first
+    int64_t stride;
+    const QuantizedRow* quantized;
+    const word_u* at(int64_t row) const { return words + (row - begin) * stride; }
+  };
+
+  template <class Keep>
+  void by_rows(const Rows& rows, int64_t panel, const Keep& keep) const {
+    alignas(64) float sums[kTileRows * kPanel];
+    const uint32_t* b = static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
+    const int64_t columns = panel_columns(panel);
+    for (int64_t row = rows.begin; row < rows.end; row += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, rows.end - row);
+      tile_columns<Dot>(count, rows.at(row), rows.stride, b, kTileColumns,
+                        stored_words * kTileColumns, columns, words, sums, kPanel);
+      finish(rows, row, count, panel * kPanel, columns, sums, kPanel, keep);
+    }
+  }
+
+  template <class Keep>
+  void by_columns(const Rows& rows, int64_t panel, const Keep& keep) const {
+    alignas(64) float sums[kTileRows * kTileColumns];
+    const uint32_t* panel_weight =
+        static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
+    const int64_t columns = panel_columns(panel);
+    const int64_t tiles = (rows.end - rows.begin + kTileRows - 1) / kTileRows;
+    for (int64_t c = 0; c < columns; c += kTileColumns) {
+      const uint32_t* b = panel_weight + c * stored_words;
+      // Each tile of rows fetches its share of the next columns' words.
+      Prefetch ahead{reinterpret_cast<const char*>(b + stored_words * kTileColumns),
+                     kTileColumns * 4 / tiles};
+      const int64_t width = std::min(kTileColumns, columns - c);
+      for (int64_t row = rows.begin; row < rows.end; row += kTileRows) {
+        const int64_t count = std::min<int64_t>(kTileRows, rows.end - row);
+        tile_columns<Dot>(count, rows.at(row), rows.stride, b, kTileColumns, 0, width, words, sums,
+                          kTileColumns, ahead);
+        ahead.next += words * ahead.bytes;
+        finish(rows, row, count, panel * kPanel + c, width, sums, kTileColumns, keep);
       }
     }
+  }
+
+  // Of a panel, in whole vectors.
+  int64_t panel_columns(int64_t panel) const {
+    return (std::min(kPanel, p.n - panel * kPanel) + kLanes - 1) / kLanes * kLanes;
+  }
+
+  template <class Keep>
+  void finish(const Rows& rows, int64_t row, int64_t count, int64_t column0, int64_t columns,
+              const float* sums, int64_t sums_stride, const Keep& keep) const {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const int64_t column = column0 + c, left = p.n - column;
+      const vf bias = load_some(static_cast<const Out*>(p.bias) + column, left);
+      for (int64_t i = 0; i < count; ++i) {
+        vf value = load(sums + i * sums_stride + c);
+        if constexpr (Dot::product == Product::int8)
+          value = unquantized(value, rows.quantized[row + i - rows.begin], column_sums(column)) *
+                  load_some(p.scale + column, left);
+        keep(row + i, column, value + bias, left);
+      }
+    }
+  }
+
+  // A weight's sum over the reduction, stored behind its words.
+  const uint32_t* column_sums(int64_t column) const {
+    return static_cast<const uint32_t*>(p.weight) + column / kPanel * stored_words * kPanel +
+           column_place(column % kPanel, stored_words) + words * kTileColumns;
   }
 
   // Integer sums to real ones, but for the columns' scales; the offset of the row is taken back.
@@ -352,13 +425,15 @@ struct Keep {
   }
 };
 
-// Whole tiles to each thread, a chunk at a time.
+// Whole tiles to each thread, a chunk at a time, all chunks of a thread about as large.
 template <class F>
 void parallel_rows(int64_t tokens, bertron::Threads threads, const F& f) {
   parallel(threads, (tokens + kTileRows - 1) / kTileRows, [&](int64_t first, int64_t last) {
     const int64_t end = std::min(last * kTileRows, tokens);
-    for (int64_t row = first * kTileRows; row < end; row += kChunkRows)
-      f(row, std::min(row + kChunkRows, end));
+    const int64_t chunks = ((last - first) * kTileRows + kChunkRows - 1) / kChunkRows;
+    const int64_t step = (last - first + chunks - 1) / chunks * kTileRows;
+    for (int64_t row = first * kTileRows; row < end; row += step)
+      f(row, std::min(row + step, end));
   });
 }
 
