@@ -18,7 +18,7 @@ from bertron_torchscript.checkpoint import Checkpoint, EncoderConfig, read_check
 from bertron_torchscript.errors import ExportError
 from bertron_torchscript.manifest import Limits, Manifest, Verification, sha256_of
 from bertron_torchscript.model_file import MODEL_FILE, load, no_profiling, save
-from bertron_torchscript.quantization import quantize
+from bertron_torchscript.quantization import quantize, with_stretches
 from bertron_torchscript.repository import model_names, write_configs
 from bertron_torchscript.verification import REQUIRED_COSINE, TEXTS, packed, tokenize, verify
 from bertron_torchscript.weights import map_weights, read_safetensors
@@ -89,7 +89,7 @@ def export(
         progress(f"scripting {num_layers} layers in {dtype}")
         saved = staging / MODEL_FILE
         if dtype == "int8":
-            texts = packed(tokenize(checkpoint, (*TEXTS, *calibration)))
+            texts = packed(with_stretches(tokenize(checkpoint, (*TEXTS, *calibration))))
             quantize(model, texts, REQUIRED_COSINE[dtype], progress)
         else:
             narrow(model, getattr(torch, dtype))

@@ -29,6 +29,10 @@ SAMPLED_ROWS = 512  # of each product's input, for the choice among MIGRATIONS
 # Of the error that the export's gate allows; the rest is for texts that were not measured.
 BUDGET = 0.7
 
+# Tokens of a stretch, and how many such stretches stand beside the calibration texts. The shortest
+# texts lose most: few tokens average out little.
+STRETCHES = ((1, 256), (2, 128), (8, 64))
+
 Packed = tuple[Tensor, Tensor, Tensor, int]  # the arguments of forward_packed
 
 
@@ -104,6 +108,23 @@ def quantize(
             _set(layer, name, narrow[i].weight, narrow[i].scale, narrow[i].input_scale)
         else:
             _set(layer, name, wide[i].to(torch.bfloat16))
+
+
+def with_stretches(token_ids: Sequence[list[int]]) -> list[list[int]]:
+    """Texts, and short ones cut out of them at even distances.
+
+    Args:
+        token_ids: Of each text, its first and last token being special ones, which all keep.
+    """
+    texts = list(token_ids)
+    for tokens, most in STRETCHES:
+        stretches = [
+            [ids[0], *ids[start : start + tokens], ids[-1]]
+            for ids in token_ids
+            for start in range(1, len(ids) - tokens, tokens)
+        ]
+        texts += stretches[:: -(-len(stretches) // most) or 1]
+    return texts
 
 
 def quantize_weight(weight: Tensor, input_scale: Tensor | None = None) -> Int8Weight:

