@@ -165,12 +165,14 @@ def attention(
 
 
 def add_layer_norm(tokens: int, hidden: int, dtype: torch.dtype, device: torch.device) -> Case:
-    """``add_layer_norm`` beside two sums and layer_norm."""
+    """``add_layer_norm`` beside two sums and layer_norm; a bfloat16 model's stream is float32."""
+    stream = torch.float32 if dtype == torch.bfloat16 else dtype
 
     def draw() -> Arguments:
-        rows = [torch.randn(tokens, hidden, device=device).to(dtype) for _ in range(2)]
-        vectors = [torch.randn(hidden, device=device).to(dtype) for _ in range(3)]
-        return *rows, *vectors, EPS
+        x = torch.randn(tokens, hidden, device=device).to(dtype)
+        residual = torch.randn(tokens, hidden, device=device).to(stream)
+        vectors = [torch.randn(hidden, device=device).to(stream) for _ in range(3)]
+        return x, residual, *vectors, EPS
 
     def plain(
         x: Tensor, residual: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor, eps: float
@@ -181,7 +183,7 @@ def add_layer_norm(tokens: int, hidden: int, dtype: torch.dtype, device: torch.d
         "add_layer_norm",
         f"{tokens} x {hidden}",
         dtype,
-        gpu_work.add_layer_norm(tokens, hidden, dtype.itemsize),
+        gpu_work.add_layer_norm(tokens, hidden, dtype.itemsize, stream.itemsize),
         draw,
         torch.ops.bertron.add_layer_norm,
         add_layer_norm_reference,

@@ -47,9 +47,13 @@ def attention(lengths: Sequence[int], heads: int, head_dim: int, element: int) -
     return Work(operations, 4 * sum(lengths) * width * element + ID_BYTES * (len(lengths) + 1))
 
 
-def add_layer_norm(tokens: int, hidden: int, element: int) -> Work:
-    """Nine operations an element: two sums, mean, centre, square, its mean, scale, weight, bias."""
-    return Work(9 * tokens * hidden, (3 * tokens * hidden + 3 * hidden) * element)
+def add_layer_norm(tokens: int, hidden: int, element: int, stream_element: int) -> Work:
+    """Nine operations an element: two sums, mean, centre, square, its mean, scale, weight, bias.
+
+    ``stream_element`` bytes have the residual, the result and the vectors, ``element`` the rest.
+    """
+    size = tokens * hidden
+    return Work(9 * size, size * element + (2 * size + 3 * hidden) * stream_element)
 
 
 def bias_gelu(tokens: int, intermediate: int, element: int) -> Work:

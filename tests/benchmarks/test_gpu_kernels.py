@@ -34,6 +34,14 @@ def test_ours_and_every_peer_agree_with_float64(case):
     assert not any(row.failed for row in rows.values())
 
 
+def test_a_bfloat16_product_is_added_to_a_float32_stream():
+    case = gpu_kernels.add_layer_norm(20, 48, torch.bfloat16, CPU)
+    x, *others, _eps = case.draw()
+    assert {tensor.dtype for tensor in others} == {FP32}
+    assert x.dtype == torch.bfloat16
+    assert max(row.error for row in gpu_kernels.check(case).values()) < 1e-5
+
+
 def test_every_case_can_be_made_without_a_gpu_and_ours_is_one_of_its_ways():
     cases = list(gpu_kernels.cases(CPU, tokens=gpu_kernels.QUICK_TOKENS))
     assert {case.op for case in cases} == {

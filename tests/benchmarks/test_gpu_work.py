@@ -34,7 +34,8 @@ def test_attention_of_bert_base_is_what_the_literature_counts():
 
 def test_row_by_row_kernels():
     # x and residual in, one out: 3 x 10 x 8; bias, weight and norm_bias
-    assert gpu_work.add_layer_norm(10, 8, 2) == Work(720, (240 + 24) * 2)
+    assert gpu_work.add_layer_norm(10, 8, 2, 2) == Work(720, (240 + 24) * 2)
+    assert gpu_work.add_layer_norm(10, 8, 2, 4) == Work(720, 80 * 2 + (160 + 24) * 4)
     assert gpu_work.bias_gelu(10, 8, 2) == Work(480, (160 + 8) * 2)
 
 
