@@ -42,7 +42,7 @@ def served_variants() -> Iterator[tuple[str, Launch]]:
         for hidden_size in HIDDEN_SIZES:
             name = f"{hidden_size}-{dtype}"
             yield f"add_layer_norm-{name}", _add_layer_norm(dtype, dtype, hidden_size)
-            if dtype == torch.bfloat16:  # whose residual stream is float32
+            if dtype == torch.bfloat16:  # a model's residual stream is float32 then, as its tables
                 mixed = _add_layer_norm(dtype, torch.float32, hidden_size)
                 yield f"add_layer_norm-{name}-float32-residual", mixed
             yield f"bias_gelu-{name}", _bias_gelu(dtype, hidden_size)

@@ -19,16 +19,17 @@ from bertron_torchscript.errors import ExportError
 from bertron_torchscript.manifest import Limits, Manifest, Verification, sha256_of
 from bertron_torchscript.model_file import MODEL_FILE, load, no_profiling, save
 from bertron_torchscript.quantization import quantize, with_stretches
-from bertron_torchscript.repository import model_names, write_configs
+from bertron_torchscript.repository import (
+    DEFAULT_GPU_DTYPE,
+    GPU_DTYPES,
+    model_names,
+    write_configs,
+)
 from bertron_torchscript.verification import REQUIRED_COSINE, TEXTS, packed, tokenize, verify
 from bertron_torchscript.weights import map_weights, read_safetensors
 
 # int8: products of int8 weights, everything else bfloat16.
 DTYPES = ("float32", "bfloat16", "float16", "int8")
-# What a GPU may compute in. float16: as quick as bfloat16, and more exact where nothing overflows,
-# which the server tries before it is ready.
-GPU_DTYPES = ("float16", "bfloat16", "float32")
-DEFAULT_GPU_DTYPE = "float16"
 TOKENIZER_FILE = "tokenizer.json"
 
 

@@ -39,7 +39,7 @@ class Manifest:
     Attributes:
         name: What the user called the source: a directory's name or a hub name.
         architecture: ``bert``, ``roberta`` or ``distilbert``.
-        dtype: Of the weights and activations: ``float32``, ``bfloat16``,
+        dtype: Of the products' weights in the file: ``float32``, ``bfloat16``,
             ``float16`` or ``int8``.
         pooling: ``mean``, ``max``, ``mean-max``, ``cls`` or ``last``.
         num_layers: Layers that are computed; those above the pooling layer are pruned.

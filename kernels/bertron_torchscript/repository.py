@@ -16,6 +16,10 @@ from pathlib import Path
 from bertron_torchscript.manifest import Manifest
 
 STEPS = ("tokenizer", "bert", "text_embedding")
+# What `gpu_dtype` of `bert` may say. float16: as quick as bfloat16, and more exact where nothing
+# overflows, which the server tries before it is ready.
+GPU_DTYPES = ("float16", "bfloat16", "float32")
+DEFAULT_GPU_DTYPE = "float16"
 _SHIMS = ("tokenizer/1/model.py", "bert/1/model.py")
 
 

@@ -75,8 +75,8 @@ class Encoder:
         self._without_graphs = "not warmed up"
         self._vocabulary = _vocabulary(self.manifest)
         torch.set_num_threads(settings.intra_op_threads)
-        on_gpu = self.device.type != "cpu" and gpu_settings.gpu_dtype
-        self._load(on_gpu or self.manifest.dtype)
+        gpu_dtype = None if self.device.type == "cpu" else gpu_settings.gpu_dtype
+        self._load(gpu_dtype or self.manifest.dtype)
         # A large batch is cut, and each thread computes parts of its own from end to end: they meet
         # once a batch, not five times a layer, and a part stays in a core's cache. A small one is
         # left whole, and the threads share each op.

@@ -52,7 +52,7 @@ def all_finite(forward: Forward, batches: Sequence[PackedBatch]) -> bool:
 
 def settle_dtype(
     dtype: str, load: Callable[[str], None], forward: Forward, batches: Sequence[PackedBatch]
-) -> str:
+) -> None:
     """Load a model in bfloat16 where its embeddings are not finite in float16.
 
     float16 is the more exact of the two by three bits, and ends at 65504; some checkpoints have
@@ -63,9 +63,6 @@ def settle_dtype(
         load: Replaces it by the same model in the dtype given.
         forward: Runs the model that was loaded last.
         batches: What is tried.
-
-    Returns:
-        The dtype that the model has now.
 
     Raises:
         InferenceError: Embeddings are not finite in a dtype other than float16.
@@ -82,4 +79,3 @@ def settle_dtype(
         is_finite = all_finite(forward, batches)
     if not is_finite:
         raise InferenceError(f"embeddings of random texts are not finite in {dtype}")
-    return dtype

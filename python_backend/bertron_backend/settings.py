@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-GPU_DTYPES = ("float16", "bfloat16", "float32")
+from bertron_torchscript.repository import GPU_DTYPES
 
 
 @dataclasses.dataclass(frozen=True)

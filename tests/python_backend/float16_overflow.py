@@ -28,7 +28,8 @@ def main(directory: Path) -> None:
     checkpoint = read_checkpoint(str(directory), pooling="mean", normalize=True)
 
     def load(dtype: str) -> None:
-        nonlocal model
+        nonlocal model, loaded
+        loaded = dtype
         model, _ = build(checkpoint, checkpoint.config.num_layers)
         set_dtypes(model, torch.device("cuda"), dtype)
         pack(model)
@@ -38,13 +39,14 @@ def main(directory: Path) -> None:
         return model.forward_packed(*map(torch.from_numpy, arrays), batch.max_seqlen).numpy()
 
     model: Bert
+    loaded = ""
     load("float16")
     batches = [random_batch(lengths, VOCABULARY) for lengths in ([5], [64, 3, 17])]
     overflows = not all_finite(forward, batches)
-    settled = settle_dtype("float16", load, forward, batches)
+    settle_dtype("float16", load, forward, batches)
     found = {
         "overflows": overflows,
-        "settled": settled,
+        "settled": loaded,
         "weights": sorted({str(parameter.dtype) for parameter in model.parameters()}),
         "finite": all_finite(forward, batches),
     }
