@@ -202,11 +202,12 @@ class Encoder:
             _log.exception("a request failed")
             return [InferenceError(f"the model failed on this request: {type(error).__name__}")]
         answers: list[FloatArray | RequestError] = []
+        all_finite = bool(np.isfinite(rows).all())
         first = 0
         for request in requests:
             own = rows[first : first + len(request.lengths)]
             first += len(own)
-            answers.append(own if np.isfinite(own).all() else _not_finite(own))
+            answers.append(own if all_finite or np.isfinite(own).all() else _not_finite(own))
         return answers
 
     def _forward(self, requests: Sequence[PackedRequest]) -> FloatArray:

@@ -76,8 +76,8 @@ def pack_request(request: TokenRequest, vocabulary: Vocabulary) -> PackedRequest
             f"input_ids is {list(ids.shape)}, attention_mask {list(mask.shape)} and token_type_ids "
             f"{list(types.shape)}; all must be the same [texts, tokens]"
         )
-    kept = mask != 0
-    lengths = np.count_nonzero(kept, axis=1)  # [b]
+    packed = _without_padding(ids, mask, types)
+    lengths = packed.lengths
     if lengths.size == 0:
         raise InvalidInputError("the request has 0 texts, at least 1 is needed")
     if lengths.min() == 0:
@@ -89,7 +89,6 @@ def pack_request(request: TokenRequest, vocabulary: Vocabulary) -> PackedRequest
             f"text {int(lengths.argmax())} has {lengths.max()} tokens, the model takes at most "
             f"{vocabulary.max_tokens_per_text}"
         )
-    packed = PackedRequest(ids[kept], types[kept], lengths)
     _check_range("input_ids", packed.input_ids, vocabulary.vocab_size)
     if vocabulary.type_vocab_size:
         # A model with a single token type (RoBERTa) ignores a tokenizer that numbers pairs.
@@ -101,18 +100,28 @@ def pack_request(request: TokenRequest, vocabulary: Vocabulary) -> PackedRequest
     return packed
 
 
+def _without_padding(ids: IntArray, mask: IntArray, types: IntArray) -> PackedRequest:
+    if mask.all():  # as in every request of one text
+        texts, tokens = ids.shape
+        return PackedRequest(ids.ravel(), types.ravel(), np.full(texts, tokens, dtype=np.int64))
+    kept = mask != 0
+    return PackedRequest(ids[kept], types[kept], np.count_nonzero(kept, axis=1))
+
+
 def _check_range(name: str, values: IntArray, size: int) -> None:
     # One comparison for both ends: a negative id is a huge unsigned one.
-    if (values.view(np.uint32) >= size).any():
+    if values.view(np.uint32).max() >= size:
         wrong = values[values.view(np.uint32) >= size][0]
         raise InvalidInputError(f"{name} has {wrong}, the model knows 0 to {size - 1}")
 
 
 def join(requests: Sequence[PackedRequest]) -> PackedRequest:
     """All texts of all requests, in order."""
+    if len(requests) == 1:
+        return requests[0]
     return PackedRequest(
-        input_ids=_joined([request.input_ids for request in requests]),
-        token_type_ids=_joined([request.token_type_ids for request in requests]),
+        input_ids=np.concatenate([request.input_ids for request in requests]),
+        token_type_ids=np.concatenate([request.token_type_ids for request in requests]),
         lengths=np.concatenate([request.lengths for request in requests]),
     )
 
@@ -120,13 +129,8 @@ def join(requests: Sequence[PackedRequest]) -> PackedRequest:
 def split(texts: PackedRequest, parts: int) -> Iterator[PackedBatch]:
     """Cut between texts into at most ``parts`` batches of nearly equally many tokens, in order."""
     ends = np.cumsum(texts.lengths)  # [B]
-    # The text whose end is nearest to each equal share of the tokens closes a part.
-    shares = ends[-1] * np.arange(1, parts) / parts
-    above = np.searchsorted(ends, shares)
-    below = np.maximum(above - 1, 0)
-    nearest = np.where(ends[above] - shares <= shares - ends[below], above, below)
-    bounds = np.unique(np.concatenate([[0], nearest + 1, [len(ends)]]))
-    for first, last in itertools.pairwise(bounds.tolist()):
+    bounds = [0, len(ends)] if parts == 1 else _bounds(ends, parts)
+    for first, last in itertools.pairwise(bounds):
         start, end = int(ends[first - 1]) if first else 0, int(ends[last - 1])
         cu_seqlens = np.zeros(last - first + 1, dtype=np.int32)
         cu_seqlens[1:] = ends[first:last] - start
@@ -138,5 +142,12 @@ def split(texts: PackedRequest, parts: int) -> Iterator[PackedBatch]:
         )
 
 
-def _joined(arrays: list[IntArray]) -> IntArray:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def _bounds(ends: npt.NDArray[np.int64], parts: int) -> list[int]:
+    # The text whose end is nearest to each equal share of the tokens closes a part.
+    shares = ends[-1] * np.arange(1, parts) / parts
+    above = np.searchsorted(ends, shares)
+    below = np.maximum(above - 1, 0)
+    nearest = np.where(ends[above] - shares <= shares - ends[below], above, below)
+    bounds: list[int] = np.unique(np.concatenate([[0], nearest + 1, [len(ends)]])).tolist()
+    return bounds
+
