@@ -84,7 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         help="of ours; may be repeated; default: float32 and int8",
     )
-    parser.add_argument("--caller", choices=("grpc", "http"), default="grpc", help="of ours")
+    parser.add_argument(
+        "--caller",
+        choices=("grpc", "http"),
+        default="http",
+        help="of ours; default: http, which is what the peer has",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each cell (default: 8)")
     parser.add_argument("--texts", type=Path, help="file with a text a line; default: a sample")
