@@ -150,4 +150,3 @@ def _bounds(ends: npt.NDArray[np.int64], parts: int) -> list[int]:
     nearest = np.where(ends[above] - shares <= shares - ends[below], above, below)
     bounds: list[int] = np.unique(np.concatenate([[0], nearest + 1, [len(ends)]])).tolist()
     return bounds
-
