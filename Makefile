@@ -73,9 +73,12 @@ lint: $(INSTALLED) ## ruff (format and rules) and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(MODEL) $(NATIVE) ## tables: in process, served, peers; each row behind its correctness check
+bench: $(MODEL) $(NATIVE) ## tables: in process, served, scaling; each row behind its correctness check
 	$(BIN)/python benchmarks/bench_cpu.py
 	$(BIN)/python benchmarks/bench_serving.py
+	$(BIN)/python benchmarks/bench_serving.py --repository build/bench/models/MiniLM-L6-bfloat16
+	$(BIN)/python benchmarks/bench_serving.py --repository build/bench/models/MiniLM-L6-int8
+	$(BIN)/python benchmarks/scaling.py
 
 bench-gpu: $(GPU_NEEDS) ## kernels, models and tiles on a CUDA device, in under ten minutes
 	$(GPU_RUN) benchmarks/bench_gpu.py $(if $(OUT),--out $(OUT))

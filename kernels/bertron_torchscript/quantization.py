@@ -215,12 +215,16 @@ def _candidates(weight: Tensor, inputs: InputStatistics) -> dict[float | None, _
     }
 
 
-def _random_texts(like: Packed, vocab_size: int) -> Iterator[Packed]:
+def _random_texts(model: Bert, like: Packed) -> Iterator[Packed]:
     """RANDOM_TEXTS between the special tokens of the first text, a forward's worth at a time."""
     ids, _types, cu_seqlens, _max_seqlen = like
     first, last = ids[0], ids[cu_seqlens[1] - 1]
+    vocab_size = len(model.word_embeddings)
+    longest = len(model.position_embeddings) - model.position_offset
     generator = torch.Generator().manual_seed(0)
     for tokens, count in RANDOM_TEXTS:
+        if tokens + 2 > longest:
+            continue
         rows = torch.randint(vocab_size, (count, tokens + 2), generator=generator, dtype=ids.dtype)
         rows[:, 0], rows[:, -1] = first, last
         for part in torch.split(rows, max(1, _TOKENS_A_FORWARD // (tokens + 2))):
@@ -251,13 +255,11 @@ class _Inputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func.overloadpacket in _PRODUCTS:
             x = args[0]
-            found = InputStatistics(x.T @ x, x.abs().amax(0))
+            gram, largest = x.T @ x, x.abs().amax(0)
             so_far = self.statistics[self._next]
             if so_far is not None:
-                found = InputStatistics(
-                    so_far.gram + found.gram, torch.maximum(so_far.largest, found.largest)
-                )
-            self.statistics[self._next] = found
+                gram, largest = so_far.gram + gram, torch.maximum(so_far.largest, largest)
+            self.statistics[self._next] = InputStatistics(gram, largest)
             self._next = (self._next + 1) % len(self.statistics)
         return func(*args, **(kwargs or {}))
 
@@ -273,6 +275,6 @@ def _statistics(model: Bert, texts: Packed) -> list[InputStatistics]:
     """Of each product's inputs, in the order of the products, over texts and random ones."""
     with _Inputs(len(model.layers) * len(LINEARS)) as inputs:
         model.forward_packed(*texts)
-        for batch in _random_texts(texts, len(model.word_embeddings)):
+        for batch in _random_texts(model, texts):
             model.forward_packed(*batch)
     return [found for found in inputs.statistics if found is not None]

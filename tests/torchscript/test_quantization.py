@@ -68,6 +68,22 @@ def test_a_model_that_overflows_is_refused(tmp_path, texts):
         quantize(model, texts, 0.999, lambda _: None)
 
 
+@pytest.mark.skipif(implementation("cpu") == "eager", reason="the CPU library is not built")
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_a_model_of_few_positions_is_quantised(tmp_path, architecture):
+    few = {"max_position_embeddings": 12 if architecture == "bert" else 14}
+    source = make_checkpoint(tmp_path / "source", architecture, **few)
+    manifest = export(str(source), tmp_path / "models", dtype="int8")
+    assert manifest.limits.max_tokens_per_text == 12
+
+
+@pytest.mark.skipif(implementation("cpu") == "eager", reason="the CPU library is not built")
+def test_a_model_without_layers_has_nothing_to_quantise(tmp_path):
+    source = make_checkpoint(tmp_path / "source")
+    manifest = export(str(source), tmp_path / "models", dtype="int8", pooling_layer=0)
+    assert manifest.num_layers == 0
+
+
 def test_stretches_are_short_texts_of_the_same_words_between_the_same_ends():
     texts = [[101, 102], [101, 7, 102], [101, *range(1000, 1100), 102]]
     found = with_stretches(texts)

@@ -1,0 +1,40 @@
+"""The first request after ready is as fast as those that follow: nothing is left to warm up."""
+
+import statistics
+import time
+
+from bertron_client import Client
+from bertron_server.server import TritonServer
+from real_server import MODEL_REPOSITORY, TEXTS, TIMEOUT_S
+
+STARTS = 3
+# Compiling, allocating or waking threads late costs ten times a request and more; noise on a busy
+# machine, in the best of some starts, does not double one.
+MOST = 2.0
+
+
+def first_and_hundredth_s() -> tuple[float, float]:
+    """Seconds of the first request that a new server gets, and in the median around the hundredth.
+
+    The connection and the model's limits, which the first call of any client needs, are not the
+    server's warmth: a call about them comes before.
+    """
+    with (
+        TritonServer(MODEL_REPOSITORY, log_path=None) as server,
+        Client(server.http_url, timeout_s=TIMEOUT_S) as client,
+    ):
+        client.server_info()
+        times = []
+        for _ in range(110):
+            started = time.perf_counter()
+            client.embed(TEXTS[:1])
+            times.append(time.perf_counter() - started)
+    return times[0], statistics.median(times[90:])
+
+
+def test_the_first_request_is_as_fast_as_the_hundredth():
+    ratios = []
+    for _ in range(STARTS):
+        first_s, hundredth_s = first_and_hundredth_s()
+        ratios.append(first_s / hundredth_s)
+    assert min(ratios) <= MOST, ratios
