@@ -38,7 +38,10 @@ WARMUP_RUNS = 3  # the first makes buffers and threads, the others are timed aga
 TOKENS_PER_CPU_FORWARD = 256
 TOKENS_PER_GPU_FORWARD = 16384
 # Below this, cutting costs more in short matrix products than meeting less often saves.
-LEAST_TOKENS_PER_THREAD = 48
+LEAST_TOKENS_PER_THREAD = 12
+# Of a thread's equal share of the tokens. Where a part would be larger, the others would wait for
+# its thread, and all share the ops of the whole batch instead.
+MOST_OF_A_SHARE = 1.25
 _log = logging.getLogger(__name__)
 
 
@@ -211,22 +214,29 @@ class Encoder:
         return answers
 
     def _forward(self, requests: Sequence[PackedRequest]) -> FloatArray:
-        texts = join(requests)
-        batches = list(split(texts, self._parts(len(texts.input_ids))))
+        batches = self._cut(join(requests))
         if len(batches) == 1:
             return self._forward_batch(batches[0])
         run = self._workers.map if self._workers else map
         return np.concatenate(list(run(self._forward_batch, batches)))
 
-    def _parts(self, tokens: int) -> int:
-        """Into how many forwards so many tokens are cut, a multiple of the threads' number."""
+    def _cut(self, texts: PackedRequest) -> list[PackedBatch]:
+        """Cut a batch into a forward, or several for each thread."""
+        tokens = len(texts.input_ids)
         threads = self._settings.intra_op_threads if self._workers else 1
-        limit = self._settings.max_tokens_per_forward or (
+        set_limit = self._settings.max_tokens_per_forward
+        limit = set_limit or (
             TOKENS_PER_CPU_FORWARD if self.device.type == "cpu" else TOKENS_PER_GPU_FORWARD
         )
         if tokens < threads * LEAST_TOKENS_PER_THREAD:
-            return -(-tokens // limit)
-        return threads * -(-tokens // (threads * limit))
+            return list(split(texts, -(-tokens // limit)))
+        parts = threads * -(-tokens // (threads * limit))
+        batches = list(split(texts, parts))
+        if 1 < parts == threads and (not set_limit or tokens <= set_limit):
+            largest = max(len(batch.input_ids) for batch in batches)
+            if largest > MOST_OF_A_SHARE * tokens / threads:
+                return list(split(texts, 1))
+        return batches
 
     def _forward_batch(self, batch: PackedBatch) -> FloatArray:
         """[B, E] float32."""

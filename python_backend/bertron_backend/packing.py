@@ -129,7 +129,7 @@ def join(requests: Sequence[PackedRequest]) -> PackedRequest:
 def split(texts: PackedRequest, parts: int) -> Iterator[PackedBatch]:
     """Cut between texts into at most ``parts`` batches of nearly equally many tokens, in order."""
     ends = np.cumsum(texts.lengths)  # [B]
-    bounds = [0, len(ends)] if parts == 1 else _bounds(ends, parts)
+    bounds = [0, len(ends)] if 1 in (parts, len(ends)) else _bounds(ends, parts)
     for first, last in itertools.pairwise(bounds):
         start, end = int(ends[first - 1]) if first else 0, int(ends[last - 1])
         cu_seqlens = np.zeros(last - first + 1, dtype=np.int32)

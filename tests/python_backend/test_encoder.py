@@ -79,6 +79,36 @@ def test_rows_belong_to_their_requests_across_split_batches(encoder):
         np.testing.assert_allclose(rows, alone, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "limit", "expected"),
+    [
+        ((60,), 0, [60]),
+        ((9, 9), 0, [18]),  # too short for a thread each
+        ((20, 20), 0, [20, 20]),
+        ((30, 6, 30), 0, [36, 30]),
+        ((10, 60), 0, [70]),  # a thread would wait for the other
+        ((10, 60), 64, [10, 60]),  # more than is allowed in one
+        ((60, 60, 60), 32, [60, 60, 60]),
+    ],
+)
+def test_a_batch_is_cut_where_its_parts_are_about_equal(
+    directory, monkeypatch, lengths, limit, expected
+):
+    encoder = Encoder(directory, "cpu", EncoderSettings(SHAPES, limit, intra_op_threads=2))
+    found = []
+    forward = encoder._forward_batch
+
+    def spy(batch):
+        found.append((batch.input_ids[0], len(batch.input_ids)))
+        return forward(batch)
+
+    monkeypatch.setattr(encoder, "_forward_batch", spy)
+    request = request_of(*lengths)
+    encoder.embed([request])
+    places = request.input_ids[:, 0].tolist()
+    assert [tokens for first, tokens in sorted(found, key=lambda f: places.index(f[0]))] == expected
+
+
 def test_a_bad_request_is_answered_for_itself_alone(encoder):
     good, bad = request_of(5, seed=4), request_of(5, seed=5)
     bad.input_ids[0, 0] = 400
