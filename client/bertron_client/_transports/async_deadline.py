@@ -14,8 +14,9 @@ if sys.version_info >= (3, 11):
     @asynccontextmanager
     async def deadline_of(call: Call) -> AsyncIterator[None]:
         """Raise DeadlineExceededError inside the block when the call's time is over."""
+        seconds = call.remaining_s()  # raises a TimeoutError of its own, which needs no other
         try:
-            async with asyncio.timeout(call.remaining_s()) as timeout:
+            async with asyncio.timeout(seconds) as timeout:
                 yield
         except TimeoutError as error:
             if timeout.expired():
