@@ -37,7 +37,8 @@ WARMUP_RUNS = 3  # the first makes buffers and threads, the others are timed aga
 # A part's activations, 256 x (384 x 4 + 1536 x 2) bytes for MiniLM, fill a core's second cache.
 TOKENS_PER_CPU_FORWARD = 256
 TOKENS_PER_GPU_FORWARD = 16384
-# Below this, cutting costs more in short matrix products than meeting less often saves.
+# Below this, cutting costs more in short matrix products than meeting less often saves. From here
+# on both take as long on idle cores; on busy ones a thread that is held up holds up all in each op.
 LEAST_TOKENS_PER_THREAD = 12
 # Of a thread's equal share of the tokens. Where a part would be larger, the others would wait for
 # its thread, and all share the ops of the whole batch instead.
