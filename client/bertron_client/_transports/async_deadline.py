@@ -14,7 +14,7 @@ if sys.version_info >= (3, 11):
     @asynccontextmanager
     async def deadline_of(call: Call) -> AsyncIterator[None]:
         """Raise DeadlineExceededError inside the block when the call's time is over."""
-        seconds = call.remaining_s()  # raises a TimeoutError of its own, which needs no other
+        seconds = call.remaining_s()  # not within the try: what it raises is a TimeoutError too
         try:
             async with asyncio.timeout(seconds) as timeout:
                 yield
