@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import gpu_kernels
 import torch
 from bertron_kernels.attention import CANDIDATES as ATTENTION_TILES
-from bertron_kernels.attention import WIDE_HEAD_DIM, Tile, plan_varlen_attention
+from bertron_kernels.attention import Tile, plan_varlen_attention
 from bertron_kernels.gemm_gelu import CANDIDATES as GEMM_TILES
 from bertron_kernels.gemm_gelu import GemmTile, gemm_bias_gelu
 from gpu_kernels import OURS, Case, Peer
@@ -77,8 +77,7 @@ def attention_trials(head_dim: int, device: torch.device) -> Iterator[Trial]:
         heads = gpu_kernels.HEADS[head_dim]
         case = gpu_kernels.attention(texts, heads, head_dim, DTYPE, device)
         ways = {repr(tile): Peer(_attend_with(tile), is_ours=True) for tile in tiles}
-        # TILES by element size and length class, WIDE_TILES by element size
-        key = DTYPE.itemsize if head_dim >= WIDE_HEAD_DIM else (DTYPE.itemsize, length)
+        key = (DTYPE.itemsize, head_dim, length)  # TILES or BULK_TILES
         yield Trial(dataclasses.replace(case, peers=ways), lambda name, key=key: f"{key}: {name},")
 
 

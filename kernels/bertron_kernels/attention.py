@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bertron_kernels.arguments import KERNEL_DTYPES, MAX_HEAD_DIM, check_varlen_attention
-from bertron_kernels.language import tl, triton
-from bertron_kernels.launch import Launch, ceil_div
+from bertron_kernels.language import TensorDescriptor, tl, triton
+from bertron_kernels.launch import Launch, capability, ceil_div
 
 LOG2_E = math.log2(math.e)
 MIN_HEAD_DIM = 16  # the smallest side of a tile that the matrix instructions take
@@ -19,55 +20,74 @@ MIN_HEAD_DIM = 16  # the smallest side of a tile that the matrix instructions ta
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program computes: ``block_m`` queries against ``block_n`` keys at a time."""
+    """What one program computes: ``block_m`` queries against ``block_n`` keys at a time.
+
+    Attributes:
+        bulk: Keys and values are copied by the chip's own copy unit (TMA), which sm_90 has first.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    bulk: bool = False
 
 
 # A batch's longest sequence decides its class; what is compiled and captured depends on the class
 # alone. Where a class's tile has a block of keys of its length, softmax takes one pass.
 LENGTH_CLASSES = (32, 64, 128, 512)
-WIDE_HEAD_DIM = 128  # from here on a tile's rows fill the registers sooner
+HEAD_DIM_CLASSES = (32, 64, 128, 256)  # the last has no table of its own: nobody asks for it
+FIRST_WITH_BULK = 90
 
-# First guesses, held to no spills on sm_80, sm_90 and sm_100 by the compile gate; not yet timed.
+# Quickest on one H200 in float16 (benchmarks/results/gpu.md), and without spills on sm_80, sm_90
+# and sm_100 (the compile gate), by (bytes an element, head_dim class, length class).
 TILES = {
-    # (bytes an element, length class): up to head_dim 64
-    (2, 32): Tile(32, 32, num_warps=4, num_stages=1),
-    (2, 64): Tile(64, 64, num_warps=4, num_stages=1),
-    (2, 128): Tile(64, 128, num_warps=4, num_stages=1),
-    (2, 512): Tile(64, 64, num_warps=4, num_stages=2),
+    (2, 32, 32): Tile(32, 32, num_warps=2, num_stages=1),
+    (2, 32, 64): Tile(64, 64, num_warps=4, num_stages=1),
+    (2, 32, 128): Tile(64, 128, num_warps=4, num_stages=1),
+    (2, 32, 512): Tile(64, 64, num_warps=4, num_stages=3),
+    (2, 64, 32): Tile(32, 32, num_warps=2, num_stages=1),
+    (2, 64, 64): Tile(64, 64, num_warps=4, num_stages=1),
+    (2, 64, 128): Tile(64, 64, num_warps=4, num_stages=2),
+    (2, 64, 512): Tile(64, 64, num_warps=4, num_stages=3),
+    **{(2, wide, bound): Tile(64, 32, 8, 1) for wide in (128, 256) for bound in LENGTH_CLASSES},
     # fp32 runs on the plain multiply-add units, whose operands live in registers
-    **{(4, bound): Tile(32, 16, num_warps=4, num_stages=1) for bound in LENGTH_CLASSES},
+    **{(4, wide, bound): Tile(32, 16, 4, 1) for wide in (32, 64) for bound in LENGTH_CLASSES},
+    **{(4, wide, bound): Tile(16, 16, 8, 1) for wide in (128, 256) for bound in LENGTH_CLASSES},
 }
-WIDE_TILES = {
-    # the same from head_dim 128 on, for every class
-    2: Tile(64, 32, num_warps=4, num_stages=1),
-    4: Tile(16, 16, num_warps=8, num_stages=1),
+# Instead of those, where the chip has a copy unit.
+BULK_TILES = {
+    (2, 32, 512): Tile(64, 64, num_warps=4, num_stages=3, bulk=True),
+    (2, 64, 512): Tile(128, 64, num_warps=8, num_stages=3, bulk=True),
 }
 
 # What is worth timing on a GPU before TILES is changed, by length class, for fp16 and bf16.
 CANDIDATES = {
-    32: (Tile(16, 32, 1, 1), Tile(16, 32, 2, 1), Tile(32, 32, 2, 1), Tile(32, 32, 4, 1)),
-    64: (Tile(32, 64, 2, 1), Tile(32, 64, 4, 1), Tile(64, 64, 4, 1), Tile(64, 64, 8, 1)),
+    32: (Tile(16, 32, 1, 1), Tile(32, 32, 2, 1), Tile(32, 32, 4, 1)),
+    64: (
+        Tile(32, 64, 2, 1),
+        Tile(64, 64, 4, 1),
+        Tile(64, 64, 4, 1, bulk=True),
+    ),
     128: (
-        Tile(32, 128, 4, 1),
         Tile(64, 128, 4, 1),
         Tile(128, 128, 8, 1),
         Tile(64, 64, 4, 2),
-        Tile(128, 64, 8, 2),
+        Tile(64, 32, 4, 3),
+        Tile(64, 64, 4, 2, bulk=True),
+        Tile(64, 128, 4, 1, bulk=True),
+        Tile(128, 64, 8, 2, bulk=True),
+        Tile(128, 128, 8, 1, bulk=True),
     ),
     512: (
         Tile(64, 64, 4, 2),
         Tile(64, 64, 4, 3),
-        Tile(64, 128, 4, 2),
-        Tile(128, 64, 4, 2),
-        Tile(128, 64, 4, 3),
         Tile(128, 64, 8, 3),
-        Tile(128, 128, 8, 2),
-        Tile(128, 128, 8, 3),
+        Tile(64, 64, 4, 2, bulk=True),
+        Tile(64, 64, 4, 3, bulk=True),
+        Tile(64, 128, 4, 2, bulk=True),
+        Tile(128, 64, 8, 3, bulk=True),
+        Tile(128, 64, 8, 4, bulk=True),
     ),
 }
 
@@ -81,9 +101,104 @@ def _dot(a, b):
     return tl.dot(a, b, input_precision="ieee")
 
 
+@triton.jit
+def _load_block(
+    rows_ptr,
+    blocks,
+    row,
+    column,
+    first_key,
+    length,
+    row_width,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+):
+    """[BLOCK_N, HEAD_DIM] of keys or values; zeros beyond the sequence.
+
+    Either from ``rows_ptr``, at the sequence's first one, or by ``blocks``, of which they are rows
+    from ``row`` and columns from ``column`` on.
+    """
+    keys = first_key + tl.arange(0, BLOCK_N)
+    is_key = keys[:, None] < length
+    if blocks is None:
+        at = rows_ptr + keys[:, None] * row_width + tl.arange(0, HEAD_DIM)[None, :]
+        if IS_WHOLE:
+            return tl.load(at)
+        else:
+            return tl.load(at, mask=is_key, other=0.0)
+    else:
+        block = blocks.load([row + first_key, column])
+        if IS_WHOLE:
+            return block
+        else:  # the next sequence's, were it not for this: 0 times its infinity would be NaN
+            return tl.where(is_key, block, 0.0)
+
+
+@triton.jit
+def _attend(
+    query,
+    query_ptr,
+    blocks,
+    row,
+    column,
+    first_key,
+    length,
+    width,
+    scale_log2,
+    row_max,
+    row_sum,
+    context,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+    IS_FIRST: tl.constexpr,
+):
+    """One block of keys into the running maximum, sum and context; the last may not be whole."""
+    # fmt: off
+    if IS_FIRST:  # and alone: nothing else hides that memory is slow
+        value = _load_block(
+            query_ptr + 2 * width, blocks, row, column + 2 * width,
+            first_key, length, 3 * width, HEAD_DIM, BLOCK_N, IS_WHOLE,
+        )
+    key = _load_block(
+        query_ptr + width, blocks, row, column + width,
+        first_key, length, 3 * width, HEAD_DIM, BLOCK_N, IS_WHOLE,
+    )
+    # fmt: on
+    scores = _dot(query, tl.trans(key))  # [BLOCK_M, BLOCK_N]
+    if not IS_WHOLE:
+        keys = first_key + tl.arange(0, BLOCK_N)
+        scores = tl.where(keys[None, :] < length, scores, float("-inf"))
+    # The scale goes in here, in fp32 and in the same instruction as the difference: scaling the
+    # query would round it to its own dtype. The maximum is that of the scaled scores.
+    if IS_FIRST:
+        row_max = tl.max(scores, 1) * scale_log2
+        weights = tl.exp2(scores * scale_log2 - row_max[:, None])
+        row_sum = tl.sum(weights, 1)
+        context = _dot(weights.to(value.dtype), value)
+    else:
+        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
+        rescale = tl.exp2(row_max - new_max)
+        row_max = new_max
+        weights = tl.exp2(scores * scale_log2 - row_max[:, None])
+        row_sum = row_sum * rescale + tl.sum(weights, 1)
+        context = context * rescale[:, None]
+        # fmt: off
+        value = _load_block(
+            query_ptr + 2 * width, blocks, row, column + 2 * width,
+            first_key, length, 3 * width, HEAD_DIM, BLOCK_N, IS_WHOLE,
+        )
+        # fmt: on
+        context += _dot(weights.to(value.dtype), value)
+    return row_max, row_sum, context
+
+
 @triton.jit(do_not_specialize=["num_heads", "num_sequences", "tiles_per_sequence"])
 def _varlen_attention_kernel(
     qkv_ptr,
+    query_blocks,
+    blocks,
     cu_seqlens_ptr,
     out_ptr,
     scale_log2,
@@ -94,9 +209,12 @@ def _varlen_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
+    PEELS: tl.constexpr,
 ):
-    tile = tl.program_id(0)
-    head = tl.program_id(1)
+    # The heads of the same rows run side by side: what lies together is read together.
+    program = tl.program_id(0)
+    tile = program // num_heads
+    head = program % num_heads
     if tiles_per_sequence > 0:
         sequence = tile // tiles_per_sequence
         first_tile = sequence * tiles_per_sequence
@@ -125,42 +243,51 @@ def _varlen_attention_kernel(
     queries = first_query + tl.arange(0, BLOCK_M)
     is_query = queries[:, None] < length
     query_at = queries[:, None] * 3 * width + dims[None, :]
-    query = tl.load(query_ptr + query_at, mask=is_query, other=0.0)  # [BLOCK_M, HEAD_DIM]
+    if query_blocks is None:
+        query = tl.load(query_ptr + query_at, mask=is_query, other=0.0)  # [BLOCK_M, HEAD_DIM]
+    else:  # rows beyond the sequence are another's: they are not stored
+        query = query_blocks.load([start + first_query, head * HEAD_DIM])
 
+    # Key 0 is in every sequence that comes this far: the maximum is finite after one block.
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    context = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    # fmt: off
+    whole = length // BLOCK_N * BLOCK_N
     if ONE_BLOCK:
-        keys = tl.arange(0, BLOCK_N)
-        is_key = keys[:, None] < length
-        key_at = keys[:, None] * 3 * width + dims[None, :]
-        key = tl.load(query_ptr + width + key_at, mask=is_key, other=0.0)  # [BLOCK_N, HEAD_DIM]
-        value = tl.load(query_ptr + 2 * width + key_at, mask=is_key, other=0.0)
-        # The scale goes in here, in fp32: scaling the query would round it to its own dtype.
-        scores = _dot(query, tl.trans(key)) * scale_log2
-        scores = tl.where(keys[None, :] < length, scores, float("-inf"))  # [BLOCK_M, BLOCK_N]
-        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-        row_sum = tl.sum(weights, 1)
-        context = _dot(weights.to(value.dtype), value)
+        if whole > 0:
+            row_max, row_sum, context = _attend(
+                query, query_ptr, blocks, start, head * HEAD_DIM, 0, length, width, scale_log2,
+                row_max, row_sum, context, HEAD_DIM, BLOCK_N, IS_WHOLE=True, IS_FIRST=True,
+            )
+        else:
+            row_max, row_sum, context = _attend(
+                query, query_ptr, blocks, start, head * HEAD_DIM, 0, length, width, scale_log2,
+                row_max, row_sum, context, HEAD_DIM, BLOCK_N, IS_WHOLE=False, IS_FIRST=True,
+            )
+    elif PEELS:  # the blocks that need no mask first
+        for first_key in range(0, whole, BLOCK_N):
+            row_max, row_sum, context = _attend(
+                query, query_ptr, blocks, start, head * HEAD_DIM, first_key, length, width,
+                scale_log2, row_max, row_sum, context, HEAD_DIM, BLOCK_N, IS_WHOLE=True,
+                IS_FIRST=False,
+            )
+        if whole < length:
+            row_max, row_sum, context = _attend(
+                query, query_ptr, blocks, start, head * HEAD_DIM, whole, length, width,
+                scale_log2, row_max, row_sum, context, HEAD_DIM, BLOCK_N, IS_WHOLE=False,
+                IS_FIRST=False,
+            )
     else:
-        # Key 0 is in every sequence that comes this far: the maximum is finite after one block.
-        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        row_sum = tl.zeros([BLOCK_M], tl.float32)
-        context = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
         for first_key in range(0, length, BLOCK_N):
-            keys = first_key + tl.arange(0, BLOCK_N)
-            is_key = keys[:, None] < length
-            key_at = keys[:, None] * 3 * width + dims[None, :]
-            key = tl.load(query_ptr + width + key_at, mask=is_key, other=0.0)
-            scores = _dot(query, tl.trans(key)) * scale_log2
-            scores = tl.where(keys[None, :] < length, scores, float("-inf"))
-            new_max = tl.maximum(row_max, tl.max(scores, 1))
-            rescale = tl.exp2(row_max - new_max)
-            weights = tl.exp2(scores - new_max[:, None])
-            row_sum = row_sum * rescale + tl.sum(weights, 1)
-            value = tl.load(query_ptr + 2 * width + key_at, mask=is_key, other=0.0)
-            context = context * rescale[:, None]
-            context += _dot(weights.to(value.dtype), value)
-            row_max = new_max
+            row_max, row_sum, context = _attend(
+                query, query_ptr, blocks, start, head * HEAD_DIM, first_key, length, width,
+                scale_log2, row_max, row_sum, context, HEAD_DIM, BLOCK_N, IS_WHOLE=False,
+                IS_FIRST=False,
+            )
+    # fmt: on
 
-    context = context / row_sum[:, None]
+    context = context * (1.0 / row_sum)[:, None]  # a division a row, not one an element
     out_at = start_row * width + head * HEAD_DIM + queries[:, None] * width + dims[None, :]
     tl.store(out_ptr + out_at, context.to(out_ptr.dtype.element_ty), mask=is_query)
 
@@ -179,13 +306,16 @@ def plan_varlen_attention(
     """
     num_tokens, _, num_heads, head_dim = qkv.shape
     num_sequences = len(cu_seqlens) - 1
-    tile = tile or choose_tile(head_dim, qkv.element_size(), max_seqlen)
+    architecture = capability(qkv.get_device()) if qkv.is_cuda else 0
+    tile = tile or choose_tile(head_dim, qkv.element_size(), max_seqlen, architecture)
     programs, tiles_per_sequence = choose_grid(num_tokens, num_sequences, max_seqlen, tile.block_m)
     return Launch(
         kernel=_varlen_attention_kernel,
-        grid=(programs, num_heads),
+        grid=(programs * num_heads,),
         arguments={
             "qkv_ptr": qkv,
+            "query_blocks": _blocks_of(qkv, tile.block_m) if tile.bulk else None,
+            "blocks": _blocks_of(qkv, tile.block_n) if tile.bulk else None,
             "cu_seqlens_ptr": cu_seqlens,
             "out_ptr": out,
             "scale_log2": softmax_scale * LOG2_E,
@@ -198,10 +328,17 @@ def plan_varlen_attention(
             "BLOCK_M": tile.block_m,
             "BLOCK_N": tile.block_n,
             "ONE_BLOCK": max(length_class(max_seqlen), max_seqlen) <= tile.block_n,
+            # fp32 has no registers for a second copy of the loop's body
+            "PEELS": qkv.element_size() == 2,
         },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
+
+
+def _blocks_of(qkv: Tensor, rows: int) -> Any:
+    """So many rows of one head's queries, keys or values, in [T, 3 * H * D]."""
+    return TensorDescriptor.from_tensor(qkv.flatten(1), [rows, qkv.shape[3]])
 
 
 def length_class(max_seqlen: int) -> int:
@@ -209,11 +346,13 @@ def length_class(max_seqlen: int) -> int:
     return next((bound for bound in LENGTH_CLASSES if max_seqlen <= bound), LENGTH_CLASSES[-1])
 
 
-def choose_tile(head_dim: int, element_size: int, max_seqlen: int) -> Tile:
-    """The tile for ``head_dim``, elements of ``element_size`` bytes and this longest sequence."""
-    if head_dim >= WIDE_HEAD_DIM:
-        return WIDE_TILES[element_size]
-    return TILES[element_size, length_class(max_seqlen)]
+def choose_tile(head_dim: int, element_size: int, max_seqlen: int, architecture: int) -> Tile:
+    """The tile for elements of ``element_size`` bytes and this longest sequence, on sm_NN."""
+    width = next(bound for bound in HEAD_DIM_CLASSES if head_dim <= bound)
+    key = (element_size, width, length_class(max_seqlen))
+    if architecture >= FIRST_WITH_BULK and key in BULK_TILES:
+        return BULK_TILES[key]
+    return TILES[key]
 
 
 def choose_grid(

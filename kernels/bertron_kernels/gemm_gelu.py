@@ -13,26 +13,41 @@ import torch
 from torch import Tensor
 
 from bertron_kernels.arguments import KERNEL_DTYPES, check_gemm_bias_gelu
-from bertron_kernels.gelu import bias_gelu, bias_gelu_reference, gelu_fp32
-from bertron_kernels.language import tl, triton
-from bertron_kernels.launch import Launch, ceil_div, next_power_of_2
+from bertron_kernels.gelu import bias_gelu, bias_gelu_reference, gelu_for
+from bertron_kernels.language import TensorDescriptor, tl, triton
+from bertron_kernels.launch import (
+    Launch,
+    capability,
+    ceil_div,
+    multiprocessors,
+    next_power_of_2,
+)
 from bertron_kernels.linear import linear_gelu_with
 
 
 @dataclass(frozen=True)
 class GemmTile:
-    """What one program computes: ``block_m`` x ``block_n`` outputs, ``block_k`` terms at a time."""
+    """What one program computes: ``block_m`` x ``block_n`` outputs, ``block_k`` terms at a time.
+
+    Attributes:
+        bulk: Blocks are copied by the chip's own copy unit (TMA), which sm_90 has first: no thread
+            computes an address. Rows must be multiples of 16 bytes.
+        persistent: As many programs as the chip runs at once, each for several tiles in turn.
+    """
 
     block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
+    bulk: bool = False
+    persistent: bool = False
 
     def __str__(self) -> str:
-        """Block sizes, warps and stages: ``64x128x64-w4-s3``."""
+        """Block sizes, warps, stages and ways: ``64x128x64-w4-s3-bulk``."""
         blocks = f"{self.block_m}x{self.block_n}x{self.block_k}"
-        return f"{blocks}-w{self.num_warps}-s{self.num_stages}"
+        ways = "-bulk" * self.bulk + "-persistent" * self.persistent
+        return f"{blocks}-w{self.num_warps}-s{self.num_stages}{ways}"
 
 
 # All that is ever compiled; the compile gate holds each to no spills.
@@ -40,10 +55,13 @@ CANDIDATES = (
     GemmTile(16, 64, 64, num_warps=4, num_stages=4),
     GemmTile(32, 64, 64, num_warps=4, num_stages=4),
     GemmTile(64, 64, 64, num_warps=4, num_stages=4),
-    GemmTile(64, 128, 64, num_warps=4, num_stages=3),
-    GemmTile(128, 128, 64, num_warps=8, num_stages=3),
-    GemmTile(64, 256, 64, num_warps=8, num_stages=3),
-    GemmTile(128, 64, 64, num_warps=4, num_stages=4),
+    GemmTile(64, 64, 64, num_warps=4, num_stages=4, bulk=True),
+    GemmTile(64, 128, 64, num_warps=4, num_stages=4, bulk=True),
+    GemmTile(128, 128, 64, num_warps=4, num_stages=3, bulk=True),
+    GemmTile(128, 128, 64, num_warps=8, num_stages=3, bulk=True),
+    GemmTile(128, 256, 64, num_warps=8, num_stages=3, bulk=True),
+    GemmTile(128, 128, 64, num_warps=8, num_stages=4, bulk=True, persistent=True),
+    GemmTile(128, 256, 64, num_warps=8, num_stages=3, bulk=True, persistent=True),
 )
 
 # Where a measurement found a tile quicker than cuBLASLt with ``bias_gelu`` after it, by (compute
@@ -53,6 +71,25 @@ MEASURED: Mapping[tuple[int, int, int, int], GemmTile] = {}
 
 # Programs that run at the same time share rows of x and of the weight when they stand in a square.
 GROUP_M = 8
+
+
+@triton.jit
+def _place(
+    tile,
+    num_tokens,
+    NUM_OUTPUTS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """First row and first column of a tile."""
+    rows_of_tiles = tl.cdiv(num_tokens, BLOCK_M)
+    columns_of_tiles: tl.constexpr = (NUM_OUTPUTS + BLOCK_N - 1) // BLOCK_N
+    group = tile // (GROUP_M * columns_of_tiles)
+    first_row = group * GROUP_M
+    group_rows = tl.minimum(rows_of_tiles - first_row, GROUP_M)
+    within = tile % (GROUP_M * columns_of_tiles)
+    return (first_row + within % group_rows) * BLOCK_M, (within // group_rows) * BLOCK_N
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -69,15 +106,9 @@ def _gemm_bias_gelu_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    rows_of_tiles = tl.cdiv(num_tokens, BLOCK_M)
-    columns_of_tiles: tl.constexpr = (NUM_OUTPUTS + BLOCK_N - 1) // BLOCK_N
-    group = program // (GROUP_M * columns_of_tiles)
-    first_row = group * GROUP_M
-    group_rows = tl.minimum(rows_of_tiles - first_row, GROUP_M)
-    within = program % (GROUP_M * columns_of_tiles)
-    rows = (first_row + within % group_rows) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = (within // group_rows) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, column = _place(tl.program_id(0), num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
+    rows = row + tl.arange(0, BLOCK_M)
+    columns = column + tl.arange(0, BLOCK_N)
     terms = tl.arange(0, BLOCK_K)
     is_row = rows[:, None] < num_tokens
     is_column = columns < NUM_OUTPUTS
@@ -99,8 +130,56 @@ def _gemm_bias_gelu_kernel(
 
     total += tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)[None, :]
     out_at = out_ptr + rows[:, None].to(tl.int64) * NUM_OUTPUTS + columns[None, :]
-    total = gelu_fp32(total)
-    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_row & is_column[None, :])
+    out = gelu_for(total, out_ptr.dtype.element_ty)
+    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=is_row & is_column[None, :])
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _bulk_gemm_bias_gelu_kernel(
+    x_blocks,
+    weight_blocks,
+    bias_ptr,
+    out_blocks,
+    num_tokens,
+    NUM_OUTPUTS: tl.constexpr,
+    NUM_INPUTS: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+):
+    """The same from descriptors: what lies outside [T, K] or [N, K] is read as 0."""
+    if PERSISTENT:
+        tiles = tl.cdiv(num_tokens, BLOCK_M) * ((NUM_OUTPUTS + BLOCK_N - 1) // BLOCK_N)
+        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+            row, column = _place(tile, num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
+            total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for first_term in range(0, NUM_INPUTS, BLOCK_K):
+                x = x_blocks.load([row, first_term])  # [BLOCK_M, BLOCK_K]
+                weight = weight_blocks.load([column, first_term])  # [BLOCK_N, BLOCK_K]
+                total = tl.dot(x, weight.T, total, input_precision="ieee")
+            _finish(total, bias_ptr, out_blocks, row, column, NUM_OUTPUTS, BLOCK_N)
+    else:
+        tile = tl.program_id(0)
+        row, column = _place(tile, num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for first_term in range(0, NUM_INPUTS, BLOCK_K):
+            x = x_blocks.load([row, first_term])
+            weight = weight_blocks.load([column, first_term])
+            total = tl.dot(x, weight.T, total, input_precision="ieee")
+        _finish(total, bias_ptr, out_blocks, row, column, NUM_OUTPUTS, BLOCK_N)
+
+
+@triton.jit
+def _finish(
+    total, bias_ptr, out_blocks, row, column, NUM_OUTPUTS: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Bias, GELU, store; what lies outside [T, N] is not written."""
+    columns = column + tl.arange(0, BLOCK_N)
+    bias = tl.load(bias_ptr + columns, mask=columns < NUM_OUTPUTS, other=0.0).to(tl.float32)
+    out = gelu_for(total + bias[None, :], out_blocks.dtype)
+    out_blocks.store([row, column], out.to(out_blocks.dtype))
 
 
 def plan_gemm_bias_gelu(
@@ -109,24 +188,34 @@ def plan_gemm_bias_gelu(
     """The launch that writes the activations to ``out``; arguments are not checked."""
     num_tokens, num_inputs = x.shape
     num_outputs = weight.shape[0]
-    return Launch(
-        kernel=_gemm_bias_gelu_kernel,
-        grid=(ceil_div(num_tokens, tile.block_m) * ceil_div(num_outputs, tile.block_n),),
-        arguments={
-            "x_ptr": x,
-            "weight_ptr": weight,
+    programs = ceil_div(num_tokens, tile.block_m) * ceil_div(num_outputs, tile.block_n)
+    constants: dict[str, int | bool] = {
+        "NUM_OUTPUTS": num_outputs,
+        "NUM_INPUTS": num_inputs,
+        "GROUP_M": GROUP_M,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
+    }
+    if tile.bulk:
+        kernel = _bulk_gemm_bias_gelu_kernel
+        arguments = {
+            "x_blocks": TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k]),
+            "weight_blocks": TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]),
             "bias_ptr": bias,
-            "out_ptr": out,
-            "num_tokens": num_tokens,
-        },
-        constants={
-            "NUM_OUTPUTS": num_outputs,
-            "NUM_INPUTS": num_inputs,
-            "GROUP_M": GROUP_M,
-            "BLOCK_M": tile.block_m,
-            "BLOCK_N": tile.block_n,
-            "BLOCK_K": tile.block_k,
-        },
+            "out_blocks": TensorDescriptor.from_tensor(out, [tile.block_m, tile.block_n]),
+        }
+        constants["PERSISTENT"] = tile.persistent
+        if tile.persistent:
+            programs = min(programs, multiprocessors(x))
+    else:
+        kernel = _gemm_bias_gelu_kernel
+        arguments = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "out_ptr": out}
+    return Launch(
+        kernel=kernel,
+        grid=(programs,),
+        arguments={**arguments, "num_tokens": num_tokens},
+        constants=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
@@ -153,8 +242,14 @@ def gemm_bias_gelu(
         is that of Triton's own tutorial on matrix multiplication.
     """
     check_gemm_bias_gelu(x, weight, bias, KERNEL_DTYPES)
+    if tile.bulk and (x.shape[1] * x.element_size() % 16 or len(weight) * x.element_size() % 16):
+        raise ValueError(
+            f"x has {x.shape[1]} columns and the result {len(weight)}: rows of so many "
+            f"{x.element_size()}-byte elements are no multiple of 16 bytes, which {tile} needs"
+        )
     out = x.new_empty((x.shape[0], weight.shape[0]))
-    plan_gemm_bias_gelu(x, weight, bias, out, tile).run()
+    if len(x):
+        plan_gemm_bias_gelu(x, weight, bias, out, tile).run()
     return out
 
 
@@ -166,10 +261,10 @@ def gemm_bias_gelu_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def measured_tile(
-    capability: int, num_outputs: int, num_inputs: int, num_tokens: int
+    architecture: int, num_outputs: int, num_inputs: int, num_tokens: int
 ) -> GemmTile | None:
     """The tile that serves this shape, or None where cuBLASLt does."""
-    return MEASURED.get((capability, num_outputs, num_inputs, next_power_of_2(num_tokens)))
+    return MEASURED.get((architecture, num_outputs, num_inputs, next_power_of_2(num_tokens)))
 
 
 _product_then_gelu = linear_gelu_with(bias_gelu)
@@ -195,6 +290,5 @@ def _tile_for(x: Tensor, weight: Tensor, bias: Tensor) -> GemmTile | None:
         return None
     if weight.element_size() != 2 or bias.dtype != weight.dtype:
         return None
-    major, minor = torch.cuda.get_device_capability(weight.device)
     num_outputs, num_inputs = weight.shape
-    return measured_tile(10 * major + minor, num_outputs, num_inputs, x.shape[0])
+    return measured_tile(capability(weight.get_device()), num_outputs, num_inputs, x.shape[0])

@@ -22,8 +22,11 @@ except ImportError:
 
     triton = _WithoutTriton()
     tl = None
+    TensorDescriptor: Any = _WithoutTriton
     HAS_TRITON = False
 else:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     HAS_TRITON = True
 
-__all__ = ["HAS_TRITON", "tl", "triton"]
+__all__ = ["HAS_TRITON", "TensorDescriptor", "tl", "triton"]

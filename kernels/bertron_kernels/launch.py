@@ -7,11 +7,14 @@ there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from bertron_kernels.language import TensorDescriptor
 
 TYPE_NAMES = {
     torch.float16: "fp16",
@@ -37,7 +40,7 @@ class Launch:
 
     kernel: Any
     grid: tuple[int, ...]
-    arguments: Mapping[str, torch.Tensor | int | float | None]
+    arguments: Mapping[str, Any]
     constants: Mapping[str, int | float | bool | str]
     num_warps: int
     num_stages: int = 1
@@ -64,11 +67,31 @@ class Launch:
         for name, value in self.arguments.items():
             if isinstance(value, torch.Tensor):
                 types[name] = "*" + TYPE_NAMES[value.dtype]
+            elif isinstance(value, TensorDescriptor):
+                block = ",".join(map(str, value.block_shape))
+                types[name] = f"tensordesc<{TYPE_NAMES[value.base.dtype]}[{block}]>"
             elif value is None:
                 types[name] = "constexpr"
             else:
                 types[name] = "fp32" if isinstance(value, float) else "i32"
         return types | dict.fromkeys(self.constants, "constexpr")
+
+
+@functools.cache
+def capability(device: int) -> int:
+    """Compute capability of a CUDA device: 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def multiprocessors(tensor: torch.Tensor) -> int:
+    """Of the tensor's device, on each of which a program can run; 1 where there is no device."""
+    return _multiprocessors(tensor.get_device()) if tensor.is_cuda else 1
+
+
+@functools.cache
+def _multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def next_power_of_2(number: int) -> int:

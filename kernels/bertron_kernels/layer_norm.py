@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,30 @@ from bertron_kernels.arguments import KERNEL_DTYPES, check_add_layer_norm
 from bertron_kernels.language import tl, triton
 from bertron_kernels.launch import Launch, ceil_div, next_power_of_2
 
-# Elements a program holds in registers: 32 fp32 values a thread at 4 warps, 63 registers on sm_90.
-ELEMENTS_PER_PROGRAM = 4096
+
+@dataclass(frozen=True)
+class NormTile:
+    """What one program computes: as many rows as ``elements`` hold, 1 to 8."""
+
+    elements: int
+    num_warps: int
+
+
+# A warp holds a row, or several, in registers: 32 fp32 values a thread. Nothing passes between warps.
+TILE = NormTile(1024, num_warps=1)
+
+# What is worth timing on a GPU before TILE is changed.
+CANDIDATES = (
+    NormTile(512, 1),
+    NormTile(1024, 1),
+    NormTile(1024, 2),
+    NormTile(1024, 4),
+    NormTile(2048, 2),
+    NormTile(2048, 4),
+    NormTile(4096, 4),
+    NormTile(4096, 8),
+    NormTile(8192, 8),
+)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -57,11 +81,13 @@ def plan_add_layer_norm(
     norm_bias: Tensor,
     eps: float,
     out: Tensor,
+    tile: NormTile | None = None,
 ) -> Launch:
     """The launch that writes the normalised sum to ``out``; arguments are not checked."""
     num_tokens, hidden_size = x.shape
     block_e = next_power_of_2(hidden_size)
-    block_t = max(1, min(8, ELEMENTS_PER_PROGRAM // block_e))
+    tile = tile or NormTile(max(block_e, TILE.elements), ceil_div(block_e, TILE.elements))
+    block_t = max(1, min(8, tile.elements // block_e))
     return Launch(
         kernel=_add_layer_norm_kernel,
         grid=(ceil_div(num_tokens, block_t),),
@@ -75,8 +101,12 @@ def plan_add_layer_norm(
             "eps": eps,
             "num_tokens": num_tokens,
         },
-        constants={"HIDDEN_SIZE": hidden_size, "BLOCK_T": block_t, "BLOCK_E": block_e},
-        num_warps=4 if block_e <= ELEMENTS_PER_PROGRAM else 8,
+        constants={
+            "HIDDEN_SIZE": hidden_size,
+            "BLOCK_T": block_t,
+            "BLOCK_E": block_e,
+        },
+        num_warps=tile.num_warps,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -11,7 +12,27 @@ from bertron_kernels.arguments import KERNEL_DTYPES, check_pool
 from bertron_kernels.language import tl, triton
 from bertron_kernels.launch import Launch, next_power_of_2
 
-ELEMENTS_PER_PROGRAM = 2048  # fp32 values a program holds for one block of tokens
+
+@dataclass(frozen=True)
+class PoolTile:
+    """What one program reads at a time of its sequence: as many tokens as ``elements`` hold."""
+
+    elements: int
+    num_warps: int
+
+
+TILE = PoolTile(16384, num_warps=8)
+
+# What is worth timing on a GPU before TILE is changed.
+CANDIDATES = (
+    PoolTile(4096, 4),
+    PoolTile(8192, 4),
+    PoolTile(8192, 8),
+    PoolTile(16384, 8),
+    PoolTile(16384, 16),
+    PoolTile(32768, 16),
+)
+
 MIN_NORM = 1e-12  # a shorter vector is divided by this: torch.nn.functional.normalize's own bound
 
 
@@ -41,8 +62,9 @@ def _pool_kernel(
         at = (start + token).to(tl.int64) * HIDDEN_SIZE + columns
         first += tl.load(hidden_states_ptr + at, mask=is_column & (length > 0), other=0.0)
     else:
-        total = tl.zeros([BLOCK_E], tl.float32)
-        largest = tl.full([BLOCK_E], float("-inf"), tl.float32)
+        # Each of BLOCK_T rows for itself, so that no token waits for the sum of those before it.
+        totals = tl.zeros([BLOCK_T, BLOCK_E], tl.float32)
+        maxima = tl.full([BLOCK_T, BLOCK_E], float("-inf"), tl.float32)
         for first_token in range(0, length, BLOCK_T):
             tokens = first_token + tl.arange(0, BLOCK_T)
             is_token = tokens[:, None] < length
@@ -50,11 +72,11 @@ def _pool_kernel(
             hidden = tl.load(sequence_ptr + at, mask=is_token & is_column[None, :], other=0.0)
             hidden = hidden.to(tl.float32)  # [BLOCK_T, BLOCK_E]
             if MODE != "max":
-                total += tl.sum(hidden, 0)
+                totals += hidden
             if MODE != "mean":
-                largest = tl.maximum(largest, tl.max(tl.where(is_token, hidden, float("-inf")), 0))
-        mean = total / tl.maximum(length, 1)
-        largest = tl.where(is_column & (length > 0), largest, 0.0)
+                maxima = tl.maximum(maxima, tl.where(is_token, hidden, float("-inf")))
+        mean = tl.sum(totals, 0) / tl.maximum(length, 1)
+        largest = tl.where(is_column & (length > 0), tl.max(maxima, 0), 0.0)
         first = largest if MODE == "max" else mean
         second = largest
 
@@ -74,7 +96,12 @@ def _pool_kernel(
 
 
 def plan_pool(
-    hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool, out: Tensor
+    hidden_states: Tensor,
+    cu_seqlens: Tensor,
+    mode: str,
+    normalize: bool,
+    out: Tensor,
+    tile: PoolTile = TILE,
 ) -> Launch:
     """The launch that writes the pooled vectors to ``out``; arguments are not checked."""
     hidden_size = hidden_states.shape[1]
@@ -92,10 +119,10 @@ def plan_pool(
             "NORMALIZE": normalize,
             "MIN_NORM": MIN_NORM,
             "HIDDEN_SIZE": hidden_size,
-            "BLOCK_T": max(1, ELEMENTS_PER_PROGRAM // block_e),
+            "BLOCK_T": max(1, tile.elements // block_e),
             "BLOCK_E": block_e,
         },
-        num_warps=4 if block_e <= 4096 else 8,
+        num_warps=tile.num_warps,
     )
 
 

@@ -14,7 +14,12 @@ from collections.abc import Iterator
 import torch
 
 from bertron_kernels.arguments import POOLING_MODES
-from bertron_kernels.attention import LENGTH_CLASSES, plan_varlen_attention
+from bertron_kernels.attention import (
+    FIRST_WITH_BULK,
+    LENGTH_CLASSES,
+    choose_tile,
+    plan_varlen_attention,
+)
 from bertron_kernels.embedding import plan_embedding_layer_norm
 from bertron_kernels.gelu import plan_bias_gelu
 from bertron_kernels.gemm_gelu import CANDIDATES, GemmTile, plan_gemm_bias_gelu
@@ -29,15 +34,17 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 NUM_TOKENS = 1024  # any number: no variant depends on it
 
 
-def served_variants() -> Iterator[tuple[str, Launch]]:
-    """Every variant as (name, launch); the launches hold tensors without memory, for no GPU."""
+def served_variants(architecture: int) -> Iterator[tuple[str, Launch]]:
+    """Every variant on sm_NN as (name, launch); the launches hold tensors without memory."""
     for dtype in DTYPES:
         for head_dim in HEAD_DIMS:
             for max_seqlen in LENGTH_CLASSES:
                 name = f"varlen_attention-{head_dim}-{max_seqlen}-{dtype}"
-                yield name, _varlen_attention(dtype, head_dim, max_seqlen)
+                yield name, _varlen_attention(dtype, head_dim, max_seqlen, architecture)
         if dtype != torch.float32:  # on the plain multiply-add units cuBLAS is out of reach
             for tile in CANDIDATES:  # of one width: the loop's length changes no register
+                if tile.bulk and architecture < FIRST_WITH_BULK:
+                    continue
                 yield f"gemm_bias_gelu-{tile}-768-{dtype}", _gemm_bias_gelu(dtype, 768, tile)
         for hidden_size in HIDDEN_SIZES:
             name = f"{hidden_size}-{dtype}"
@@ -55,11 +62,14 @@ def _tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _varlen_attention(dtype: torch.dtype, head_dim: int, max_seqlen: int) -> Launch:
+def _varlen_attention(
+    dtype: torch.dtype, head_dim: int, max_seqlen: int, architecture: int
+) -> Launch:
     qkv = _tensor(NUM_TOKENS, 3, 12, head_dim, dtype=dtype)
     cu_seqlens = _tensor(2, dtype=torch.int32)
     out = _tensor(NUM_TOKENS, 12, head_dim, dtype=dtype)
-    return plan_varlen_attention(qkv, cu_seqlens, max_seqlen, head_dim**-0.5, out)
+    tile = choose_tile(head_dim, dtype.itemsize, max_seqlen, architecture)
+    return plan_varlen_attention(qkv, cu_seqlens, max_seqlen, head_dim**-0.5, out, tile)
 
 
 def _add_layer_norm(dtype: torch.dtype, residual_dtype: torch.dtype, hidden_size: int) -> Launch:

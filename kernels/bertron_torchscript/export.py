@@ -217,12 +217,19 @@ def _manifest(
         source_sha256=source_sha256,
         files_sha256=files_sha256,
         versions={
-            "bertron": importlib.metadata.version("bertron"),
+            "bertron": _own_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": importlib.metadata.version("transformers"),
         },
     )
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("bertron")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path, as on a lent GPU
+        return "not installed"
 
 
 @contextlib.contextmanager

@@ -76,10 +76,10 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
     as_json = len(arguments) < len(sys.argv) - 1
     capabilities, names = [int(c) for c in arguments[0].split(",")], arguments[1:]
-    variants = dict(served_variants())
     if not as_json:
         sys.stdout.write(_row("variant", "sm", COLUMNS))
     for capability in capabilities:
+        variants = dict(served_variants(capability))
         for name in names or variants:
             usage = compile_for(variants[name], capability)
             if as_json:
