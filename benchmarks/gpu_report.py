@@ -40,7 +40,8 @@ class Row:
         error: Relative to float64.
         cosine: Smallest of any text with float64, of models.
         times_ms: Of one call among many in a row; empty where ``problem`` says why.
-        latencies_ms: Of one call alone, of models.
+        latencies_ms: Of one call alone, of models; of each call under load, served.
+        note: What else is to be said under the table.
     """
 
     part: str
@@ -55,6 +56,7 @@ class Row:
     times_ms: list[float] = dataclasses.field(default_factory=list)
     latencies_ms: list[float] = dataclasses.field(default_factory=list)
     problem: str = ""
+    note: str = ""
 
     @property
     def failed(self) -> bool:
@@ -235,16 +237,26 @@ def model_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
 
 
 def served_table(rows: Sequence[Row], _ceilings: Ceilings) -> str:
-    """A line a way to call; a row's time is that of one text."""
+    """A line a load, then where its requests' time goes; a row's time is that of one text."""
     cells = [
         [
             *(f"{row.what}, {row.shape}", row.dtype, row.engine),
             f"{1e3 / row.ms:.0f}" if row.ms else _time(row, 1),
+            *(_percentile(row, 50), _percentile(row, 99)),
             "" if row.cosine is None else f"{row.cosine:.7f}",
         ]
         for row in rows
     ]
-    return measuring.table(["model", "dtype", "by", "texts/s", "smallest cosine"], cells)
+    headings = ["model", "dtype", "by", "texts/s", "p50 ms", "p99 ms", "smallest cosine"]
+    notes = [f"- {row.shape}, a request's mean: {row.note}." for row in rows if row.note]
+    return "\n".join([measuring.table(headings, cells), "", *notes])
+
+
+def _percentile(row: Row, percent: int) -> str:
+    if row.problem or not row.latencies_ms:
+        return ""
+    ordered = sorted(row.latencies_ms)
+    return f"{ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]:.2f}"
 
 
 def target_table(found: Sequence[Target]) -> str:

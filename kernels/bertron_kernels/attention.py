@@ -125,13 +125,13 @@ def _load_block(
         at = rows_ptr + keys[:, None] * row_width + tl.arange(0, HEAD_DIM)[None, :]
         if IS_WHOLE:
             return tl.load(at)
-        else:
+        else:  # noqa: RET505  what follows a return is compiled all the same
             return tl.load(at, mask=is_key, other=0.0)
     else:
         block = blocks.load([row + first_key, column])
         if IS_WHOLE:
             return block
-        else:  # the next sequence's, were it not for this: 0 times its infinity would be NaN
+        else:  # noqa: RET505  the next sequence's rows: 0 times its infinity would be NaN
             return tl.where(is_key, block, 0.0)
 
 
@@ -194,6 +194,27 @@ def _attend(
     return row_max, row_sum, context
 
 
+@triton.jit
+def _locate(tile, cu_seqlens_ptr, num_sequences, tiles_per_sequence, BLOCK_M: tl.constexpr):
+    """The sequence that a tile belongs to, and its first query there."""
+    if tiles_per_sequence > 0:
+        sequence = tile // tiles_per_sequence
+        first_tile = sequence * tiles_per_sequence
+    else:
+        # Sequence b has the tiles from cu_seqlens[b] // BLOCK_M + b on: at least as many as it
+        # needs, at most one more, and its place is known without counting the others' tiles.
+        sequence = 0
+        end = num_sequences
+        while end - sequence > 1:
+            middle = (sequence + end) // 2
+            if tl.load(cu_seqlens_ptr + middle) // BLOCK_M + middle <= tile:
+                sequence = middle
+            else:
+                end = middle
+        first_tile = tl.load(cu_seqlens_ptr + sequence) // BLOCK_M + sequence
+    return sequence, (tile - first_tile) * BLOCK_M
+
+
 @triton.jit(do_not_specialize=["num_heads", "num_sequences", "tiles_per_sequence"])
 def _varlen_attention_kernel(
     qkv_ptr,
@@ -215,22 +236,9 @@ def _varlen_attention_kernel(
     program = tl.program_id(0)
     tile = program // num_heads
     head = program % num_heads
-    if tiles_per_sequence > 0:
-        sequence = tile // tiles_per_sequence
-        first_tile = sequence * tiles_per_sequence
-    else:
-        # Sequence b has the tiles from cu_seqlens[b] // BLOCK_M + b on: at least as many as it
-        # needs, at most one more, and its place is known without counting the others' tiles.
-        sequence = 0
-        end = num_sequences
-        while end - sequence > 1:
-            middle = (sequence + end) // 2
-            if tl.load(cu_seqlens_ptr + middle) // BLOCK_M + middle <= tile:
-                sequence = middle
-            else:
-                end = middle
-        first_tile = tl.load(cu_seqlens_ptr + sequence) // BLOCK_M + sequence
-    first_query = (tile - first_tile) * BLOCK_M
+    sequence, first_query = _locate(
+        tile, cu_seqlens_ptr, num_sequences, tiles_per_sequence, BLOCK_M
+    )
     start = tl.load(cu_seqlens_ptr + sequence)
     length = tl.load(cu_seqlens_ptr + sequence + 1) - start
     if first_query >= length:

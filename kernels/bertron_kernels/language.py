@@ -25,7 +25,7 @@ except ImportError:
     TensorDescriptor: Any = _WithoutTriton
     HAS_TRITON = False
 else:
-    from triton.tools.tensor_descriptor import TensorDescriptor
+    from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[no-redef]
 
     HAS_TRITON = True
 

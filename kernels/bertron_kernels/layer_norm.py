@@ -20,7 +20,7 @@ class NormTile:
     num_warps: int
 
 
-# A warp holds a row, or several, in registers: 32 fp32 values a thread. Nothing passes between warps.
+# A warp holds a row or several, 32 fp32 values a thread: nothing passes between warps.
 TILE = NormTile(1024, num_warps=1)
 
 # What is worth timing on a GPU before TILE is changed.
