@@ -17,7 +17,6 @@ import gpu_models
 import measuring
 import numpy as np
 import torch
-from gpu_callers import Load, call_until
 from gpu_report import Row
 from gpu_timing import Budget
 
@@ -37,14 +36,13 @@ STAGES = ("tokenizer", "bert")
 def obstacle() -> str:
     """Why nothing can be served here, in a few words; empty where it can."""
     try:
-        import bertron_client  # noqa: F401
         import tritonclient.grpc  # noqa: F401
         from bertron_server.errors import InstallationError
         from bertron_server.installation import find_installation
-
+    except (ImportError, RuntimeError) as error:  # tritonclient raises the latter
+        return str(error)
+    try:
         find_installation()
-    except ImportError as error:
-        return f"{error.name} is not installed"
     except InstallationError as error:
         return str(error)
     return ""
@@ -125,6 +123,8 @@ def stages_between(
 
 def measure_load(url: str, callers: int, texts_a_call: int, texts: list[str]) -> Row:
     """One row: milliseconds a text at this load, and the calls' median."""
+    from gpu_callers import Load, call_until
+
     processes = min(PROCESSES, callers)
     begins = time.time() + BEGIN_S
     ends = begins + MEASURED_S

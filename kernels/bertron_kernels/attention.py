@@ -44,11 +44,11 @@ FIRST_WITH_BULK = 90
 TILES = {
     (2, 32, 32): Tile(32, 32, num_warps=2, num_stages=1),
     (2, 32, 64): Tile(64, 64, num_warps=4, num_stages=1),
-    (2, 32, 128): Tile(64, 128, num_warps=4, num_stages=1),
+    (2, 32, 128): Tile(64, 32, num_warps=4, num_stages=3),
     (2, 32, 512): Tile(64, 64, num_warps=4, num_stages=3),
     (2, 64, 32): Tile(32, 32, num_warps=2, num_stages=1),
     (2, 64, 64): Tile(64, 64, num_warps=4, num_stages=1),
-    (2, 64, 128): Tile(64, 64, num_warps=4, num_stages=2),
+    (2, 64, 128): Tile(64, 32, num_warps=4, num_stages=3),
     (2, 64, 512): Tile(64, 64, num_warps=4, num_stages=3),
     **{(2, wide, bound): Tile(64, 32, 8, 1) for wide in (128, 256) for bound in LENGTH_CLASSES},
     # fp32 runs on the plain multiply-add units, whose operands live in registers
@@ -74,9 +74,9 @@ CANDIDATES = {
         Tile(128, 128, 8, 1),
         Tile(64, 64, 4, 2),
         Tile(64, 32, 4, 3),
+        Tile(32, 32, 2, 3),
+        Tile(32, 32, 4, 3),
         Tile(64, 64, 4, 2, bulk=True),
-        Tile(64, 128, 4, 1, bulk=True),
-        Tile(128, 64, 8, 2, bulk=True),
         Tile(128, 128, 8, 1, bulk=True),
     ),
     512: (
@@ -87,7 +87,6 @@ CANDIDATES = {
         Tile(64, 64, 4, 3, bulk=True),
         Tile(64, 128, 4, 2, bulk=True),
         Tile(128, 64, 8, 3, bulk=True),
-        Tile(128, 64, 8, 4, bulk=True),
     ),
 }
 
@@ -156,7 +155,7 @@ def _attend(
 ):
     """One block of keys into the running maximum, sum and context; the last may not be whole."""
     # fmt: off
-    if IS_FIRST:  # and alone: nothing else hides that memory is slow
+    if IS_FIRST or IS_WHOLE:  # else later, since the mask takes registers
         value = _load_block(
             query_ptr + 2 * width, blocks, row, column + 2 * width,
             first_key, length, 3 * width, HEAD_DIM, BLOCK_N, IS_WHOLE,
@@ -185,10 +184,11 @@ def _attend(
         row_sum = row_sum * rescale + tl.sum(weights, 1)
         context = context * rescale[:, None]
         # fmt: off
-        value = _load_block(
-            query_ptr + 2 * width, blocks, row, column + 2 * width,
-            first_key, length, 3 * width, HEAD_DIM, BLOCK_N, IS_WHOLE,
-        )
+        if not IS_WHOLE:
+            value = _load_block(
+                query_ptr + 2 * width, blocks, row, column + 2 * width,
+                first_key, length, 3 * width, HEAD_DIM, BLOCK_N, IS_WHOLE,
+            )
         # fmt: on
         context += _dot(weights.to(value.dtype), value)
     return row_max, row_sum, context
@@ -218,7 +218,6 @@ def _locate(tile, cu_seqlens_ptr, num_sequences, tiles_per_sequence, BLOCK_M: tl
 @triton.jit(do_not_specialize=["num_heads", "num_sequences", "tiles_per_sequence"])
 def _varlen_attention_kernel(
     qkv_ptr,
-    query_blocks,
     blocks,
     cu_seqlens_ptr,
     out_ptr,
@@ -251,10 +250,7 @@ def _varlen_attention_kernel(
     queries = first_query + tl.arange(0, BLOCK_M)
     is_query = queries[:, None] < length
     query_at = queries[:, None] * 3 * width + dims[None, :]
-    if query_blocks is None:
-        query = tl.load(query_ptr + query_at, mask=is_query, other=0.0)  # [BLOCK_M, HEAD_DIM]
-    else:  # rows beyond the sequence are another's: they are not stored
-        query = query_blocks.load([start + first_query, head * HEAD_DIM])
+    query = tl.load(query_ptr + query_at, mask=is_query, other=0.0)  # [BLOCK_M, HEAD_DIM]
 
     # Key 0 is in every sequence that comes this far: the maximum is finite after one block.
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -322,7 +318,6 @@ def plan_varlen_attention(
         grid=(programs * num_heads,),
         arguments={
             "qkv_ptr": qkv,
-            "query_blocks": _blocks_of(qkv, tile.block_m) if tile.bulk else None,
             "blocks": _blocks_of(qkv, tile.block_n) if tile.bulk else None,
             "cu_seqlens_ptr": cu_seqlens,
             "out_ptr": out,
@@ -345,7 +340,7 @@ def plan_varlen_attention(
 
 
 def _blocks_of(qkv: Tensor, rows: int) -> Any:
-    """So many rows of one head's queries, keys or values, in [T, 3 * H * D]."""
+    """So many rows of one head's keys or values, in [T, 3 * H * D]."""
     return TensorDescriptor.from_tensor(qkv.flatten(1), [rows, qkv.shape[3]])
 
 

@@ -22,7 +22,7 @@ class GeluTile:
 
 
 # 8 elements a thread: 16 bytes in fp16, the widest load there is.
-TILE = GeluTile(1024, num_warps=2)
+TILE = GeluTile(1024, num_warps=4)
 
 # What is worth timing on a GPU before TILE is changed.
 CANDIDATES = (

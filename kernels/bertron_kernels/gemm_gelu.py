@@ -66,8 +66,39 @@ CANDIDATES = (
 
 # Where a measurement found a tile quicker than cuBLASLt with ``bias_gelu`` after it, by (compute
 # capability, outputs N, inputs K, tokens T up to this power of two), for fp16 and bf16: from
-# `make bench-gpu`, part "tune". Empty until a GPU has been measured: cuBLASLt serves every shape.
-MEASURED: Mapping[tuple[int, int, int, int], GemmTile] = {}
+# `make bench-gpu`, part "tune". On every other shape cuBLASLt serves.
+_FEW, _FEWER = GemmTile(64, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4)
+_SOME = GemmTile(64, 64, 64, 4, 4, bulk=True)
+_MANY = GemmTile(128, 128, 64, 8, 3, bulk=True)
+_MANY_IN_TURN = GemmTile(128, 128, 64, 8, 4, bulk=True, persistent=True)
+_MOST_IN_TURN = GemmTile(128, 256, 64, 8, 3, bulk=True, persistent=True)
+_H200_BY_TOKENS: Mapping[tuple[int, int], Mapping[int, GemmTile]] = {
+    (3072, 768): {
+        **dict.fromkeys((16, 32, 64), _FEWER),
+        128: _FEW,
+        **dict.fromkeys((256, 512), _SOME),
+        **dict.fromkeys((2048, 4096, 8192), _MANY_IN_TURN),
+        16384: _MOST_IN_TURN,
+    },
+    (1536, 384): {
+        **dict.fromkeys((16, 32, 64), _FEWER),
+        **dict.fromkeys((128, 256), _FEW),
+        **dict.fromkeys((512, 1024), _SOME),
+        **dict.fromkeys((2048, 4096, 8192, 16384), _MANY),
+    },
+    (4096, 1024): {
+        **dict.fromkeys((16, 32), _FEWER),
+        256: _SOME,
+        **dict.fromkeys((512, 2048, 4096), _MANY_IN_TURN),
+        1024: _MANY,
+        **dict.fromkeys((8192, 16384), _MOST_IN_TURN),
+    },
+}
+MEASURED: Mapping[tuple[int, int, int, int], GemmTile] = {
+    (90, *sizes, tokens): tile
+    for sizes, by_tokens in _H200_BY_TOKENS.items()
+    for tokens, tile in by_tokens.items()
+}
 
 # Programs that run at the same time share rows of x and of the weight when they stand in a square.
 GROUP_M = 8
@@ -278,7 +309,7 @@ def linear_gelu(
     bias: Tensor,
 ) -> Tensor:
     """``bertron::linear_gelu`` on CUDA; arguments as :func:`bertron_kernels.linear.linear`'s."""
-    tile = _tile_for(x, weight, bias) if MEASURED else None
+    tile = _tile_for(x, weight, bias)
     if tile is None:
         return _product_then_gelu(x, weight, weight_scale, input_scale, bias)
     return gemm_bias_gelu(x.to(weight.dtype).contiguous(), weight, bias, tile)

@@ -20,8 +20,11 @@ class NormTile:
     num_warps: int
 
 
-# A warp holds a row or several, 32 fp32 values a thread: nothing passes between warps.
+# 32 fp32 values a thread, so many rows a warp that nothing passes between warps. Long rows are
+# quicker four to a program, where there are programs enough for the whole chip.
 TILE = NormTile(1024, num_warps=1)
+LONG_ROWS_TILE = NormTile(4096, num_warps=4)
+LONG_ROW, MANY_TOKENS = 1024, 1024
 
 # What is worth timing on a GPU before TILE is changed.
 CANDIDATES = (
@@ -86,7 +89,7 @@ def plan_add_layer_norm(
     """The launch that writes the normalised sum to ``out``; arguments are not checked."""
     num_tokens, hidden_size = x.shape
     block_e = next_power_of_2(hidden_size)
-    tile = tile or NormTile(max(block_e, TILE.elements), ceil_div(block_e, TILE.elements))
+    tile = tile or choose_tile(num_tokens, block_e)
     block_t = max(1, min(8, tile.elements // block_e))
     return Launch(
         kernel=_add_layer_norm_kernel,
@@ -108,6 +111,14 @@ def plan_add_layer_norm(
         },
         num_warps=tile.num_warps,
     )
+
+
+def choose_tile(num_tokens: int, block_e: int) -> NormTile:
+    """The tile for so many rows of ``block_e`` elements."""
+    tile = LONG_ROWS_TILE if block_e >= LONG_ROW and num_tokens > MANY_TOKENS else TILE
+    if block_e <= tile.elements:
+        return tile
+    return NormTile(block_e, block_e // TILE.elements)
 
 
 def add_layer_norm(

@@ -31,7 +31,8 @@ def probe_batches(vocabulary: Vocabulary) -> list[PackedBatch]:
     """For each length class one long text, many of one length, and a long one among short ones.
 
     Those of many are beyond every bucket: they compile what a batch too large for a CUDA graph
-    will run.
+    will run. One text of each bucket's size follows, or a few: products are chosen by the number
+    of tokens, and without CUDA graphs nothing else would compile them.
     """
     limit = vocabulary.max_tokens_per_text
     beyond = BUCKETS[-1].tokens + 1
@@ -41,6 +42,9 @@ def probe_batches(vocabulary: Vocabulary) -> list[PackedBatch]:
         short = max(1, longest // 8)
         mixed = [longest, *[short] * -(-beyond // short)]
         batches += [random_batch(lengths, vocabulary) for lengths in ([longest], alike, mixed)]
+    for bucket in BUCKETS:
+        longest = min(limit, bucket.tokens)
+        batches.append(random_batch([longest] * (bucket.tokens // longest), vocabulary))
     return batches
 
 

@@ -13,6 +13,7 @@ from bertron_backend.errors import InferenceError
 from bertron_backend.packing import Vocabulary
 from bertron_backend.probe import all_finite, probe_batches, random_batch, settle_dtype
 from bertron_kernels.attention import length_class
+from bertron_kernels.launch import next_power_of_2
 from overflowing_checkpoint import make_overflowing_checkpoint
 from tiny_checkpoints import make_checkpoint
 
@@ -90,6 +91,8 @@ def test_batches_are_valid_the_same_every_time_and_of_every_length_class():
         tokens = [len(b.input_ids) for b in batches if length_class(b.max_seqlen) == name]
         assert min(tokens) <= 300
         assert max(tokens) > BUCKETS[-1].tokens
+    sizes = {next_power_of_2(len(batch.input_ids)) for batch in batches}
+    assert sizes >= {bucket.tokens for bucket in BUCKETS}
 
 
 def test_a_model_without_token_types_gets_none():
