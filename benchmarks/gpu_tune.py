@@ -7,9 +7,11 @@ changes nothing.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import gpu_kernels
 import torch
+from bertron_kernels import gelu, layer_norm, pooling
 from bertron_kernels.attention import CANDIDATES as ATTENTION_TILES
 from bertron_kernels.attention import Tile, plan_varlen_attention
 from bertron_kernels.gemm_gelu import CANDIDATES as GEMM_TILES
@@ -133,13 +135,63 @@ def summary(trial: Trial, rows: Sequence[Row]) -> str:
     return f"{trial.entry(choice.name)}  # {where}: {gains}"
 
 
+ROWS = (16384, 4096, 128)  # of what goes row by row: beyond the cache, in it, one text
+
+
+def row_trials(device: torch.device) -> Iterator[Trial]:
+    """What goes row by row, and pooling; ``TILE`` of each module is one for all, chosen by eye."""
+    for tokens in ROWS:
+        for hidden, intermediate in gpu_kernels.SIZES:
+            norm = gpu_kernels.add_layer_norm(tokens, hidden, DTYPE, device)
+            yield _trial_of(norm, layer_norm.CANDIDATES, _norm_with)
+            gelu_case = gpu_kernels.bias_gelu(tokens, intermediate, DTYPE, device)
+            yield _trial_of(gelu_case, gelu.CANDIDATES, _activate_with)
+            texts = gpu_kernels.pool(
+                [min(tokens, 128)] * max(1, tokens // 128), hidden, DTYPE, device
+            )
+            yield _trial_of(texts, pooling.CANDIDATES, _pool_with)
+
+
+def _trial_of(case: Case, tiles: Sequence[object], run_with: Callable[..., Any]) -> Trial:
+    ways = {repr(tile): Peer(run_with(tile), is_ours=True) for tile in tiles}
+    return Trial(dataclasses.replace(case, peers=ways), lambda name: f"TILE = {name}")
+
+
+def _norm_with(tile: layer_norm.NormTile) -> Callable[..., Tensor]:
+    def normalise(x: Tensor, *others: Any) -> Tensor:
+        out = torch.empty_like(others[0])
+        layer_norm.plan_add_layer_norm(x, *others, out, tile).run()
+        return out
+
+    return normalise
+
+
+def _activate_with(tile: gelu.GeluTile) -> Callable[..., Tensor]:
+    def activate(x: Tensor, bias: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        gelu.plan_bias_gelu(x, bias, out, tile).run()
+        return out
+
+    return activate
+
+
+def _pool_with(tile: pooling.PoolTile) -> Callable[..., Tensor]:
+    def pool(states: Tensor, starts: Tensor, mode: str, normalize: bool) -> Tensor:
+        out = states.new_empty((len(starts) - 1, states.shape[1]), dtype=torch.float32)
+        pooling.plan_pool(states, starts, mode, normalize, out, tile).run()
+        return out
+
+    return pool
+
+
 def trials(device: torch.device) -> Iterator[Trial]:
     """All, what matters most first."""
     first, *others = (
         functools.partial(attention_trials, head_dim, device) for head_dim in gpu_kernels.HEADS
     )
     products = [functools.partial(gemm_trials, tokens, device) for tokens in GEMM_TOKENS]
-    for group in (first, products[0], *others, *products[1:]):
+    rows = functools.partial(row_trials, device)
+    for group in (first, products[0], *others, *products[1:], rows):
         yield from group()
 
 

@@ -39,7 +39,7 @@ LENGTH_CLASSES = (32, 64, 128, 512)
 HEAD_DIM_CLASSES = (32, 64, 128, 256)  # the last has no table of its own: nobody asks for it
 FIRST_WITH_BULK = 90
 
-# Quickest on one H200 in float16 (benchmarks/results/gpu.md), and without spills on sm_80, sm_90
+# Quickest on one H200 in float16 (benchmarks/results/gpu_tiles.md), and without spills on sm_80, sm_90
 # and sm_100 (the compile gate), by (bytes an element, head_dim class, length class).
 TILES = {
     (2, 32, 32): Tile(32, 32, num_warps=2, num_stages=1),

@@ -65,39 +65,45 @@ CANDIDATES = (
 )
 
 # Where a measurement found a tile quicker than cuBLASLt with ``bias_gelu`` after it, by (compute
-# capability, outputs N, inputs K, tokens T up to this power of two), for fp16 and bf16: from
-# `make bench-gpu`, part "tune". On every other shape cuBLASLt serves.
-_FEW, _FEWER = GemmTile(64, 64, 64, 4, 4), GemmTile(16, 64, 64, 4, 4)
-_SOME = GemmTile(64, 64, 64, 4, 4, bulk=True)
-_MANY = GemmTile(128, 128, 64, 8, 3, bulk=True)
-_MANY_IN_TURN = GemmTile(128, 128, 64, 8, 4, bulk=True, persistent=True)
-_MOST_IN_TURN = GemmTile(128, 256, 64, 8, 3, bulk=True, persistent=True)
-_H200_BY_TOKENS: Mapping[tuple[int, int], Mapping[int, GemmTile]] = {
-    (3072, 768): {
-        **dict.fromkeys((16, 32, 64), _FEWER),
-        128: _FEW,
-        **dict.fromkeys((256, 512), _SOME),
-        **dict.fromkeys((2048, 4096, 8192), _MANY_IN_TURN),
-        16384: _MOST_IN_TURN,
-    },
-    (1536, 384): {
-        **dict.fromkeys((16, 32, 64), _FEWER),
-        **dict.fromkeys((128, 256), _FEW),
-        **dict.fromkeys((512, 1024), _SOME),
-        **dict.fromkeys((2048, 4096, 8192, 16384), _MANY),
-    },
-    (4096, 1024): {
-        **dict.fromkeys((16, 32), _FEWER),
-        256: _SOME,
-        **dict.fromkeys((512, 2048, 4096), _MANY_IN_TURN),
-        1024: _MANY,
-        **dict.fromkeys((8192, 16384), _MOST_IN_TURN),
-    },
-}
+# capability, outputs N, inputs K, tokens T up to this power of two), for fp16 and bf16: from an
+# H200 (benchmarks/results/gpu_tiles.md). On every other shape cuBLASLt serves.
+_16 = GemmTile(16, 64, 64, num_warps=4, num_stages=4)
+_64 = GemmTile(64, 64, 64, num_warps=4, num_stages=4)
+_64_BULK = GemmTile(64, 64, 64, num_warps=4, num_stages=4, bulk=True)
+_128 = GemmTile(128, 128, 64, num_warps=8, num_stages=3, bulk=True)
+_128_IN_TURN = GemmTile(128, 128, 64, num_warps=8, num_stages=4, bulk=True, persistent=True)
+_256_IN_TURN = GemmTile(128, 256, 64, num_warps=8, num_stages=3, bulk=True, persistent=True)
 MEASURED: Mapping[tuple[int, int, int, int], GemmTile] = {
-    (90, *sizes, tokens): tile
-    for sizes, by_tokens in _H200_BY_TOKENS.items()
-    for tokens, tile in by_tokens.items()
+    (90, 3072, 768, 16): _16,
+    (90, 3072, 768, 32): _16,
+    (90, 3072, 768, 64): _16,
+    (90, 3072, 768, 128): _64,
+    (90, 3072, 768, 256): _64_BULK,
+    (90, 3072, 768, 512): _64_BULK,
+    (90, 3072, 768, 2048): _128_IN_TURN,
+    (90, 3072, 768, 4096): _128_IN_TURN,
+    (90, 3072, 768, 8192): _128_IN_TURN,
+    (90, 3072, 768, 16384): _256_IN_TURN,
+    (90, 1536, 384, 16): _16,
+    (90, 1536, 384, 32): _16,
+    (90, 1536, 384, 64): _16,
+    (90, 1536, 384, 128): _64,
+    (90, 1536, 384, 256): _64,
+    (90, 1536, 384, 512): _64_BULK,
+    (90, 1536, 384, 1024): _64_BULK,
+    (90, 1536, 384, 2048): _128,
+    (90, 1536, 384, 4096): _128,
+    (90, 1536, 384, 8192): _128,
+    (90, 1536, 384, 16384): _128,
+    (90, 4096, 1024, 16): _16,
+    (90, 4096, 1024, 32): _16,
+    (90, 4096, 1024, 256): _64_BULK,
+    (90, 4096, 1024, 512): _128_IN_TURN,
+    (90, 4096, 1024, 1024): _128,
+    (90, 4096, 1024, 2048): _128_IN_TURN,
+    (90, 4096, 1024, 4096): _128_IN_TURN,
+    (90, 4096, 1024, 8192): _256_IN_TURN,
+    (90, 4096, 1024, 16384): _256_IN_TURN,
 }
 
 # Programs that run at the same time share rows of x and of the weight when they stand in a square.
