@@ -79,7 +79,7 @@ def attention_trials(head_dim: int, device: torch.device) -> Iterator[Trial]:
         heads = gpu_kernels.HEADS[head_dim]
         case = gpu_kernels.attention(texts, heads, head_dim, DTYPE, device)
         ways = {repr(tile): Peer(_attend_with(tile), is_ours=True) for tile in tiles}
-        key = (DTYPE.itemsize, head_dim, length)  # TILES or BULK_TILES
+        key = (DTYPE.itemsize, head_dim, length)  # TILES or SM_90_TILES
         yield Trial(dataclasses.replace(case, peers=ways), lambda name, key=key: f"{key}: {name},")
 
 

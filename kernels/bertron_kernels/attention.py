@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bertron_kernels.arguments import KERNEL_DTYPES, MAX_HEAD_DIM, check_varlen_attention
 from bertron_kernels.language import TensorDescriptor, tl, triton
-from bertron_kernels.launch import Launch, capability, ceil_div
+from bertron_kernels.launch import BULK_ALIGNMENT, Launch, capability, ceil_div
 
 LOG2_E = math.log2(math.e)
 MIN_HEAD_DIM = 16  # the smallest side of a tile that the matrix instructions take
@@ -39,8 +39,9 @@ LENGTH_CLASSES = (32, 64, 128, 512)
 HEAD_DIM_CLASSES = (32, 64, 128, 256)  # the last has no table of its own: nobody asks for it
 FIRST_WITH_BULK = 90
 
-# Quickest on one H200 in float16 (benchmarks/results/gpu_tiles.md), and without spills on sm_80, sm_90
-# and sm_100 (the compile gate), by (bytes an element, head_dim class, length class).
+# By (bytes an element, head_dim class, length class): those of head_dim 32 and 64 were quickest on
+# one H200 in float16 (benchmarks/results/gpu_tiles.md), the others are guesses. None spills on
+# sm_80, sm_90 or sm_100 (the compile gate).
 TILES = {
     (2, 32, 32): Tile(32, 32, num_warps=2, num_stages=1),
     (2, 32, 64): Tile(64, 64, num_warps=4, num_stages=1),
@@ -55,10 +56,15 @@ TILES = {
     **{(4, wide, bound): Tile(32, 16, 4, 1) for wide in (32, 64) for bound in LENGTH_CLASSES},
     **{(4, wide, bound): Tile(16, 16, 8, 1) for wide in (128, 256) for bound in LENGTH_CLASSES},
 }
-# Instead of those, where the chip has a copy unit.
-BULK_TILES = {
+# Instead of those from sm_90 on, from the same timings: some by the copy unit, which that has
+# first, some too large for the registers that sm_80's matrix instructions leave.
+SM_90_TILES = {
     (2, 32, 512): Tile(64, 64, num_warps=4, num_stages=3, bulk=True),
     (2, 64, 512): Tile(128, 64, num_warps=8, num_stages=3, bulk=True),
+    (2, 128, 32): Tile(32, 32, num_warps=2, num_stages=1),
+    (2, 128, 64): Tile(64, 64, num_warps=4, num_stages=1),
+    (2, 128, 128): Tile(64, 32, num_warps=4, num_stages=3),
+    (2, 128, 512): Tile(64, 64, num_warps=4, num_stages=3, bulk=True),
 }
 
 # What is worth timing on a GPU before TILES is changed, by length class, for fp16 and bf16.
@@ -310,7 +316,8 @@ def plan_varlen_attention(
     """
     num_tokens, _, num_heads, head_dim = qkv.shape
     num_sequences = len(cu_seqlens) - 1
-    architecture = capability(qkv.get_device()) if qkv.is_cuda else 0
+    is_aligned = qkv.data_ptr() % BULK_ALIGNMENT == 0  # as all that PyTorch allocates
+    architecture = capability(qkv.get_device()) if qkv.is_cuda and is_aligned else 0
     tile = tile or choose_tile(head_dim, qkv.element_size(), max_seqlen, architecture)
     programs, tiles_per_sequence = choose_grid(num_tokens, num_sequences, max_seqlen, tile.block_m)
     return Launch(
@@ -353,8 +360,8 @@ def choose_tile(head_dim: int, element_size: int, max_seqlen: int, architecture:
     """The tile for elements of ``element_size`` bytes and this longest sequence, on sm_NN."""
     width = next(bound for bound in HEAD_DIM_CLASSES if head_dim <= bound)
     key = (element_size, width, length_class(max_seqlen))
-    if architecture >= FIRST_WITH_BULK and key in BULK_TILES:
-        return BULK_TILES[key]
+    if architecture >= FIRST_WITH_BULK and key in SM_90_TILES:
+        return SM_90_TILES[key]
     return TILES[key]
 
 

@@ -16,6 +16,7 @@ from bertron_kernels.arguments import KERNEL_DTYPES, check_gemm_bias_gelu
 from bertron_kernels.gelu import bias_gelu, bias_gelu_reference, gelu_for
 from bertron_kernels.language import TensorDescriptor, tl, triton
 from bertron_kernels.launch import (
+    BULK_ALIGNMENT,
     Launch,
     capability,
     ceil_div,
@@ -279,10 +280,12 @@ def gemm_bias_gelu(
         is that of Triton's own tutorial on matrix multiplication.
     """
     check_gemm_bias_gelu(x, weight, bias, KERNEL_DTYPES)
-    if tile.bulk and (x.shape[1] * x.element_size() % 16 or len(weight) * x.element_size() % 16):
+    row_bytes = (x.shape[1] * x.element_size(), len(weight) * x.element_size())
+    if tile.bulk and any(size % BULK_ALIGNMENT for size in row_bytes):
         raise ValueError(
             f"x has {x.shape[1]} columns and the result {len(weight)}: rows of so many "
-            f"{x.element_size()}-byte elements are no multiple of 16 bytes, which {tile} needs"
+            f"{x.element_size()}-byte elements are no multiple of {BULK_ALIGNMENT} bytes, which "
+            f"{tile} needs"
         )
     out = x.new_empty((x.shape[0], weight.shape[0]))
     if len(x):
@@ -326,6 +329,8 @@ def _tile_for(x: Tensor, weight: Tensor, bias: Tensor) -> GemmTile | None:
     if not weight.is_cuda or weight.dim() != 2:
         return None
     if weight.element_size() != 2 or bias.dtype != weight.dtype:
+        return None
+    if x.data_ptr() % BULK_ALIGNMENT or weight.data_ptr() % BULK_ALIGNMENT:
         return None
     num_outputs, num_inputs = weight.shape
     return measured_tile(capability(weight.get_device()), num_outputs, num_inputs, x.shape[0])

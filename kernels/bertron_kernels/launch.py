@@ -16,6 +16,8 @@ import torch
 
 from bertron_kernels.language import TensorDescriptor
 
+BULK_ALIGNMENT = 16  # bytes, of a tensor's beginning and of its rows, that the copy unit asks for
+
 TYPE_NAMES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",

@@ -2,9 +2,10 @@
 
 The tiles of ``gemm_gelu`` are all among them: a measurement can make any of them serve.
 
-What is compiled depends on dtype, hidden size, head_dim and length class alone, never on the
-number of tokens. Whoever compiles ahead (a test without a GPU, a server before it says ready)
-takes the variants from here, and the launchers' own plans make them: the two cannot disagree.
+What is compiled depends on dtype, hidden size, head_dim and length class, and on whether a batch
+has few tokens or many, never on their number. Whoever compiles ahead (a test without a GPU, a
+server before it says ready) takes the variants from here, and the launchers' own plans make them:
+the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -31,31 +32,41 @@ HIDDEN_SIZES = (384, 768, 1024)  # MiniLM, BERT-base, BERT-large
 HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-NUM_TOKENS = 1024  # any number: no variant depends on it
+NUM_TOKENS = FEW, MANY = 64, 4096  # any numbers on either side of where tiles change
 
 
 def served_variants(architecture: int) -> Iterator[tuple[str, Launch]]:
     """Every variant on sm_NN as (name, launch); the launches hold tensors without memory."""
     for dtype in DTYPES:
-        for head_dim in HEAD_DIMS:
-            for max_seqlen in LENGTH_CLASSES:
-                name = f"varlen_attention-{head_dim}-{max_seqlen}-{dtype}"
-                yield name, _varlen_attention(dtype, head_dim, max_seqlen, architecture)
-        if dtype != torch.float32:  # on the plain multiply-add units cuBLAS is out of reach
-            for tile in CANDIDATES:  # of one width: the loop's length changes no register
-                if tile.bulk and architecture < FIRST_WITH_BULK:
-                    continue
-                yield f"gemm_bias_gelu-{tile}-768-{dtype}", _gemm_bias_gelu(dtype, 768, tile)
+        yield from _attention_and_products(dtype, architecture)
         for hidden_size in HIDDEN_SIZES:
-            name = f"{hidden_size}-{dtype}"
-            yield f"add_layer_norm-{name}", _add_layer_norm(dtype, dtype, hidden_size)
-            if dtype == torch.bfloat16:  # a model's residual stream is float32 then, as its tables
-                mixed = _add_layer_norm(dtype, torch.float32, hidden_size)
-                yield f"add_layer_norm-{name}-float32-residual", mixed
-            yield f"bias_gelu-{name}", _bias_gelu(dtype, hidden_size)
-            yield f"embedding_layer_norm-{name}", _embedding_layer_norm(dtype, hidden_size)
-            for mode in POOLING_MODES:
-                yield f"pool-{mode}-{name}", _pool(dtype, hidden_size, mode)
+            yield from _row_by_row(dtype, hidden_size)
+
+
+def _attention_and_products(dtype: torch.dtype, architecture: int) -> Iterator[tuple[str, Launch]]:
+    for head_dim in HEAD_DIMS:
+        for max_seqlen in LENGTH_CLASSES:
+            name = f"varlen_attention-{head_dim}-{max_seqlen}-{dtype}"
+            yield name, _varlen_attention(dtype, head_dim, max_seqlen, architecture)
+    if dtype == torch.float32:  # on the plain multiply-add units cuBLAS is out of reach
+        return
+    for tile in CANDIDATES:  # of one width: the loop's length changes no register
+        if not tile.bulk or architecture >= FIRST_WITH_BULK:
+            yield f"gemm_bias_gelu-{tile}-768-{dtype}", _gemm_bias_gelu(dtype, 768, tile)
+
+
+def _row_by_row(dtype: torch.dtype, hidden_size: int) -> Iterator[tuple[str, Launch]]:
+    name = f"{hidden_size}-{dtype}"
+    for tokens in NUM_TOKENS:
+        norm = f"add_layer_norm-{tokens}-{name}"
+        yield norm, _add_layer_norm(dtype, dtype, tokens, hidden_size)
+        if dtype == torch.bfloat16:  # a model's residual stream is float32 then, as its tables
+            mixed = _add_layer_norm(dtype, torch.float32, tokens, hidden_size)
+            yield f"{norm}-float32-residual", mixed
+    yield f"bias_gelu-{name}", _bias_gelu(dtype, hidden_size)
+    yield f"embedding_layer_norm-{name}", _embedding_layer_norm(dtype, hidden_size)
+    for mode in POOLING_MODES:
+        yield f"pool-{mode}-{name}", _pool(dtype, hidden_size, mode)
 
 
 def _tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -65,40 +76,42 @@ def _tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 def _varlen_attention(
     dtype: torch.dtype, head_dim: int, max_seqlen: int, architecture: int
 ) -> Launch:
-    qkv = _tensor(NUM_TOKENS, 3, 12, head_dim, dtype=dtype)
+    qkv = _tensor(MANY, 3, 12, head_dim, dtype=dtype)
     cu_seqlens = _tensor(2, dtype=torch.int32)
-    out = _tensor(NUM_TOKENS, 12, head_dim, dtype=dtype)
+    out = _tensor(MANY, 12, head_dim, dtype=dtype)
     tile = choose_tile(head_dim, dtype.itemsize, max_seqlen, architecture)
     return plan_varlen_attention(qkv, cu_seqlens, max_seqlen, head_dim**-0.5, out, tile)
 
 
-def _add_layer_norm(dtype: torch.dtype, residual_dtype: torch.dtype, hidden_size: int) -> Launch:
-    x = _tensor(NUM_TOKENS, hidden_size, dtype=dtype)
-    residual = _tensor(NUM_TOKENS, hidden_size, dtype=residual_dtype)
+def _add_layer_norm(
+    dtype: torch.dtype, residual_dtype: torch.dtype, tokens: int, hidden_size: int
+) -> Launch:
+    x = _tensor(tokens, hidden_size, dtype=dtype)
+    residual = _tensor(tokens, hidden_size, dtype=residual_dtype)
     row = _tensor(hidden_size, dtype=residual_dtype)
     return plan_add_layer_norm(x, residual, row, row, row, 1e-12, residual)
 
 
 def _bias_gelu(dtype: torch.dtype, hidden_size: int) -> Launch:
-    x = _tensor(NUM_TOKENS, 4 * hidden_size, dtype=dtype)
+    x = _tensor(MANY, 4 * hidden_size, dtype=dtype)
     return plan_bias_gelu(x, _tensor(4 * hidden_size, dtype=dtype), x)
 
 
 def _gemm_bias_gelu(dtype: torch.dtype, hidden_size: int, tile: GemmTile) -> Launch:
-    x = _tensor(NUM_TOKENS, hidden_size, dtype=dtype)
+    x = _tensor(MANY, hidden_size, dtype=dtype)
     weight = _tensor(4 * hidden_size, hidden_size, dtype=dtype)
-    out = _tensor(NUM_TOKENS, 4 * hidden_size, dtype=dtype)
+    out = _tensor(MANY, 4 * hidden_size, dtype=dtype)
     return plan_gemm_bias_gelu(x, weight, _tensor(4 * hidden_size, dtype=dtype), out, tile)
 
 
 def _embedding_layer_norm(dtype: torch.dtype, hidden_size: int) -> Launch:
-    ids = _tensor(NUM_TOKENS, dtype=torch.int64)
+    ids = _tensor(MANY, dtype=torch.int64)
     table = _tensor(512, hidden_size, dtype=dtype)
     row = _tensor(hidden_size, dtype=dtype)
     return plan_embedding_layer_norm(ids, ids, ids, table, table, table, row, row, 1e-12, table)
 
 
 def _pool(dtype: torch.dtype, hidden_size: int, mode: str) -> Launch:
-    hidden_states = _tensor(NUM_TOKENS, hidden_size, dtype=dtype)
+    hidden_states = _tensor(MANY, hidden_size, dtype=dtype)
     out = _tensor(1, 2 * hidden_size, dtype=torch.float32)
     return plan_pool(hidden_states, _tensor(2, dtype=torch.int32), mode, True, out)

@@ -63,5 +63,13 @@ def test_attention_is_tried_at_every_length_class_with_every_tile():
         len(tiles) for tiles in gpu_tune.ATTENTION_TILES.values()
     ]
     for trial, (length, tiles) in zip(trials, gpu_tune.ATTENTION_TILES.items(), strict=True):
-        assert trial.entry(repr(tiles[0])) == f"(2, {length}): {tiles[0]!r},"
+        assert trial.entry(repr(tiles[0])) == f"(2, 64, {length}): {tiles[0]!r},"
         assert trial.case.shape.endswith(f" x {length}, 12 heads of 64")
+
+
+def test_what_goes_row_by_row_is_tried_with_every_tile():
+    trials = list(gpu_tune.row_trials(CPU))
+    assert {trial.case.op for trial in trials} == {"add_layer_norm", "bias_gelu", "pool"}
+    norm = next(trial for trial in trials if trial.case.op == "add_layer_norm")
+    assert list(norm.case.peers) == [repr(tile) for tile in gpu_tune.layer_norm.CANDIDATES]
+    assert norm.entry("NormTile(1024, 1)") == "TILE = NormTile(1024, 1)"

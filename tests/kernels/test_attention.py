@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from bertron_kernels import varlen_attention_reference
 from bertron_kernels.attention import (
-    BULK_TILES,
     CANDIDATES,
     LENGTH_CLASSES,
+    SM_90_TILES,
     TILES,
     choose_grid,
     length_class,
@@ -99,7 +99,7 @@ def test_length_classes_hold_their_bounds():
     classes = [32, 32, 32, 64, 64, 128, 128, 512, 512, 512]
     assert [length_class(length) for length in lengths] == classes
     assert {bound for _, _, bound in TILES} == set(LENGTH_CLASSES) == set(CANDIDATES)
-    assert set(BULK_TILES) <= set(TILES)
+    assert set(SM_90_TILES) <= set(TILES)
 
 
 def test_like_lengths_get_their_programs_and_mixed_ones_search():

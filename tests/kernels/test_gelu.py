@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bertron_kernels import bias_gelu_reference
+from bertron_kernels.gelu import CANDIDATES, TILE
 
 
 # One row; rows that no block divides; MiniLM's and base's width, one that no block divides.
@@ -28,6 +29,29 @@ def test_it_is_the_error_function_not_tanh(run):
     out = run("bias_gelu", x, None)
     assert (out - F.gelu(x.double())).abs().max() < 1e-6
     assert (out - F.gelu(x.double(), approximate="tanh")).abs().max() > 4e-4
+
+
+def test_the_polynomial_for_16_bits_is_exact_but_for_rounding(run_kernel):
+    # Every float16 from -12 to 12 and some beyond, where the polynomial is constant.
+    x = torch.arange(-12, 12, 2**-8).repeat(1, 1).half()
+    x = torch.cat([x, torch.tensor([[-1000.0, -60.0, -0.0, 60.0, 65504.0]]).half()], 1)
+    out = run_kernel("bias_gelu", x, None).double()
+    exact = F.gelu(x.double())
+    half_a_step = exact.abs() * 2**-11 + 2**-25
+    allowed = half_a_step + 2e-6 * x.double().abs().clamp(min=1.0)
+    assert ((out - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("place", range(len(CANDIDATES)), ids=map(str, CANDIDATES))
+def test_every_candidate_tile_agrees_with_float64(run_kernel, randn, place):
+    x, bias = randn(5, 1100, dtype=torch.float16) * 2, randn(1100, dtype=torch.float16)
+    out = run_kernel("gelu_with_tile", x, bias, place)
+    exact = bias_gelu_reference(x.double(), bias.double())
+    assert (out.double() - exact).norm() <= 5e-4 * exact.norm()
+
+
+def test_the_tile_that_serves_is_a_candidate():
+    assert TILE in CANDIDATES
 
 
 def test_no_tokens_give_no_tokens(run):

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bertron_kernels import add_layer_norm_reference
+from bertron_kernels.layer_norm import CANDIDATES, NormTile, choose_tile
 
 EPS = 1e-12  # BERT's own
 
@@ -37,6 +38,25 @@ def test_the_product_may_have_another_dtype(run, randn, product, stream, gate, h
     assert out.dtype == stream
     exact = add_layer_norm_reference(*double(x, residual, bias, weight, shift), EPS)
     assert (out.double() - exact).norm() <= gate * exact.norm()
+
+
+@pytest.mark.parametrize("place", range(len(CANDIDATES)), ids=map(str, CANDIDATES))
+def test_every_candidate_tile_agrees_with_float64(run_kernel, randn, place):
+    x, residual = (randn(21, 384, dtype=torch.float16) for _ in range(2))
+    vectors = [randn(384, dtype=torch.float16) for _ in range(3)]
+    out = run_kernel("norm_with_tile", x, residual, *vectors, EPS, place)
+    exact = add_layer_norm_reference(*double(x, residual, *vectors), EPS)
+    assert (out.double() - exact).norm() <= 5e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("block_e", [128, 512, 1024, 4096, 8192])
+@pytest.mark.parametrize("num_tokens", [1, 1024, 1025, 16384])
+def test_a_tile_holds_the_row_and_few_values_a_thread(num_tokens, block_e):
+    tile = choose_tile(num_tokens, block_e)
+    assert tile.elements >= block_e
+    assert tile.elements / tile.num_warps == 1024
+    if block_e < 1024 or (block_e == 1024 and num_tokens <= 1024):
+        assert tile == NormTile(1024, 1)
 
 
 @pytest.mark.parametrize("has_residual", [False, True])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from bertron_kernels import pool_reference
 from bertron_kernels.arguments import POOLING_MODES
+from bertron_kernels.pooling import CANDIDATES, TILE
 
 LENGTHS = {
     "one token": [1],
@@ -31,6 +32,16 @@ def test_every_size_agrees_with_float64(implementation, randn, packed, hidden_si
     out = implementation.run("pool", hidden_states, packed([3] * count), "mean-max", True)
     exact = pool_reference(hidden_states.double(), packed([3] * count), "mean-max", True)
     implementation.check(out, exact, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("place", range(len(CANDIDATES)), ids=map(str, CANDIDATES))
+def test_every_candidate_tile_agrees_with_float64(run_kernel, randn, packed, place):
+    lengths = [1, 0, 70, 130]  # several blocks, and a part of one
+    hidden_states = randn(sum(lengths), 384, dtype=torch.float16)
+    out = run_kernel("pool_with_tile", hidden_states, packed(lengths), "mean-max", True, place)
+    exact = pool_reference(hidden_states.double(), packed(lengths), "mean-max", True)
+    assert (out.double() - exact).norm() <= 1e-5 * exact.norm()
+    assert TILE in CANDIDATES
 
 
 @pytest.mark.parametrize("mode", POOLING_MODES)
