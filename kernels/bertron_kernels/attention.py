@@ -36,12 +36,12 @@ class Tile:
 # A batch's longest sequence decides its class; what is compiled and captured depends on the class
 # alone. Where a class's tile has a block of keys of its length, softmax takes one pass.
 LENGTH_CLASSES = (32, 64, 128, 512)
-HEAD_DIM_CLASSES = (32, 64, 128, 256)  # the last has no table of its own: nobody asks for it
+HEAD_DIM_CLASSES = (32, 64, 128, 256)
 FIRST_WITH_BULK = 90
 
 # By (bytes an element, head_dim class, length class): those of head_dim 32 and 64 were quickest on
-# one H200 in float16 (benchmarks/results/gpu_tiles.md), the others are guesses. None spills on
-# sm_80, sm_90 or sm_100 (the compile gate).
+# one H200 in float16 (benchmarks/results/gpu_tiles.md), the others are guesses. Up to head_dim 128
+# none spills on sm_80, sm_90 or sm_100 (the compile gate).
 TILES = {
     (2, 32, 32): Tile(32, 32, num_warps=2, num_stages=1),
     (2, 32, 64): Tile(64, 64, num_warps=4, num_stages=1),
@@ -51,7 +51,8 @@ TILES = {
     (2, 64, 64): Tile(64, 64, num_warps=4, num_stages=1),
     (2, 64, 128): Tile(64, 32, num_warps=4, num_stages=3),
     (2, 64, 512): Tile(64, 64, num_warps=4, num_stages=3),
-    **{(2, wide, bound): Tile(64, 32, 8, 1) for wide in (128, 256) for bound in LENGTH_CLASSES},
+    **{(2, 128, bound): Tile(64, 32, 8, 1) for bound in LENGTH_CLASSES},
+    **{(2, 256, bound): Tile(32, 32, 8, 1) for bound in LENGTH_CLASSES},
     # fp32 runs on the plain multiply-add units, whose operands live in registers
     **{(4, wide, bound): Tile(32, 16, 4, 1) for wide in (32, 64) for bound in LENGTH_CLASSES},
     **{(4, wide, bound): Tile(16, 16, 8, 1) for wide in (128, 256) for bound in LENGTH_CLASSES},
@@ -65,6 +66,7 @@ SM_90_TILES = {
     (2, 128, 64): Tile(64, 64, num_warps=4, num_stages=1),
     (2, 128, 128): Tile(64, 32, num_warps=4, num_stages=3),
     (2, 128, 512): Tile(64, 64, num_warps=4, num_stages=3, bulk=True),
+    **{(2, 256, bound): Tile(64, 32, 8, 1) for bound in LENGTH_CLASSES},
 }
 
 # What is worth timing on a GPU before TILES is changed, by length class, for fp16 and bf16.
@@ -398,13 +400,14 @@ def varlen_attention(
             T. Equal neighbours are a sequence of no tokens.
         max_seqlen: Length of the longest sequence. Its true length or more: queries beyond it
             would be left unwritten, and reading ``cu_seqlens`` to check would wait for the GPU.
-        softmax_scale: Factor on the scores, as a rule 1 / sqrt(D).
+        softmax_scale: Factor on the scores, above 0, as a rule 1 / sqrt(D).
 
     Returns:
         [T, H, D] in the dtype of ``qkv``.
 
     Raises:
-        ValueError: Shape, dtype, layout or device do not fit, or head_dim is not supported.
+        ValueError: Shape, dtype, layout or device do not fit, or head_dim or scale is not
+            supported.
 
     Source: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
         arXiv:2205.14135, algorithm 1.
@@ -415,6 +418,8 @@ def varlen_attention(
         raise ValueError(
             f"head_dim is {head_dim}, expected a power of two from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
         )
+    if not softmax_scale > 0:  # the largest scaled score is taken to be the largest score, scaled
+        raise ValueError(f"softmax_scale is {softmax_scale}, expected more than 0")
     if max_seqlen * 3 * num_heads * head_dim >= 2**31:
         raise ValueError(
             f"max_seqlen is {max_seqlen}, expected less than {2**31 // (3 * num_heads * head_dim)}"

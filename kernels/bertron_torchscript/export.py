@@ -228,7 +228,7 @@ def _manifest(
 def _own_version() -> str:
     try:
         return importlib.metadata.version("bertron")
-    except importlib.metadata.PackageNotFoundError:  # a checkout on the path, as on a lent GPU
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path
         return "not installed"
 
 

@@ -170,6 +170,12 @@ def test_a_head_dim_that_no_tile_takes_is_refused(run_kernel, packed, head_dim, 
         run_kernel("varlen_attention", torch.zeros(4, 3, 1, head_dim), packed([4]), 4, 0.2)
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.5, float("nan")])
+def test_a_scale_that_turns_the_scores_around_is_refused(run_kernel, packed, scale, refused):
+    with refused(rf"softmax_scale is {scale}, expected more than 0"):
+        run_kernel("varlen_attention", torch.zeros(4, 3, 1, 32), packed([4]), 4, scale)
+
+
 def test_offsets_beyond_32_bits_are_refused(run_kernel, packed, refused):
     with refused("max_seqlen is 1000000, expected less than 932067"):
         run_kernel("varlen_attention", torch.zeros(4, 3, 12, 64), packed([4]), 10**6, 0.2)
