@@ -6,6 +6,8 @@ their own: one alone would be busier than the server.
 """
 
 import multiprocessing
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,6 +47,10 @@ def obstacle() -> str:
         find_installation()
     except InstallationError as error:
         return str(error)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    stub = [sys.executable, "-c", "import bertron_backend, bertron_kernels"]
+    if subprocess.run(stub, env=environment, capture_output=True, timeout=120).returncode:
+        return "this Python has no bertron installed, and the server's stub ignores PYTHONPATH"
     return ""
 
 

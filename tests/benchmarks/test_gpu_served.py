@@ -1,5 +1,7 @@
 """What is served on a GPU and how its loads are counted, without one."""
 
+import subprocess
+
 import gpu_served
 import pytest
 import torch
@@ -26,6 +28,13 @@ def test_made_up_texts_have_the_lengths_that_were_asked_for(tmp_path, monkeypatc
     # Padding must not matter: alone each is what it is beside a longer one.
     alone = gpu_served.expected_vectors(tmp_path, texts[:1], torch.device("cpu"))
     assert abs(vectors[0] - alone[0]).max() < 1e-9
+
+
+def test_nothing_is_in_the_way_here_and_an_uninstalled_checkout_would_be(monkeypatch):
+    assert gpu_served.obstacle() == ""
+    failed = subprocess.CompletedProcess([], returncode=1)
+    monkeypatch.setattr(gpu_served.subprocess, "run", lambda *_, **_options: failed)
+    assert "ignores PYTHONPATH" in gpu_served.obstacle()
 
 
 def test_stages_are_a_requests_mean_between_two_readings():
