@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import measuring
+import numpy as np
 import torch
 from gpu_timing import Ceilings
 from gpu_work import Work
@@ -255,8 +256,7 @@ def served_table(rows: Sequence[Row], _ceilings: Ceilings) -> str:
 def _percentile(row: Row, percent: int) -> str:
     if row.problem or not row.latencies_ms:
         return ""
-    ordered = sorted(row.latencies_ms)
-    return f"{ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]:.2f}"
+    return f"{np.percentile(row.latencies_ms, percent):.2f}"
 
 
 def target_table(found: Sequence[Target]) -> str:

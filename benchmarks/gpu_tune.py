@@ -7,19 +7,18 @@ changes nothing.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import gpu_kernels
 import torch
 from bertron_kernels import gelu, layer_norm, pooling
 from bertron_kernels.attention import CANDIDATES as ATTENTION_TILES
-from bertron_kernels.attention import Tile, plan_varlen_attention
+from bertron_kernels.attention import varlen_attention
 from bertron_kernels.gemm_gelu import CANDIDATES as GEMM_TILES
-from bertron_kernels.gemm_gelu import GemmTile, gemm_bias_gelu
-from gpu_kernels import OURS, Case, Peer
+from bertron_kernels.gemm_gelu import gemm_bias_gelu
+from bertron_kernels.launch import capability
+from gpu_kernels import OURS, Case, Peer, Run
 from gpu_report import Row
 from gpu_timing import Budget
-from torch import Tensor
 
 PART = "tune"
 DTYPE = torch.float16  # bf16 moves as many bytes through the same units, and shares the tables
@@ -72,39 +71,34 @@ class Trial:
     entry: Callable[[str], str]
 
 
+def _with_tiles(case: Case, tiles: Sequence[object], launcher: Run) -> Case:
+    ways = {
+        repr(tile): Peer(functools.partial(launcher, tile=tile), is_ours=True) for tile in tiles
+    }
+    return dataclasses.replace(case, peers=ways)
+
+
 def attention_trials(head_dim: int, device: torch.device) -> Iterator[Trial]:
     """Each length class, in texts of its longest."""
     for length, tiles in ATTENTION_TILES.items():
         texts = [length] * (ATTENTION_TOKENS // length)
         heads = gpu_kernels.HEADS[head_dim]
         case = gpu_kernels.attention(texts, heads, head_dim, DTYPE, device)
-        ways = {repr(tile): Peer(_attend_with(tile), is_ours=True) for tile in tiles}
         key = (DTYPE.itemsize, head_dim, length)  # TILES or SM_90_TILES
-        yield Trial(dataclasses.replace(case, peers=ways), lambda name, key=key: f"{key}: {name},")
-
-
-def _attend_with(tile: Tile) -> Callable[..., Tensor]:
-    def attend(qkv: Tensor, starts: Tensor, longest: int, scale: float) -> Tensor:
-        out = qkv.new_empty((qkv.shape[0], *qkv.shape[2:]))
-        plan_varlen_attention(qkv, starts, longest, scale, out, tile).run()
-        return out
-
-    return attend
+        timed = _with_tiles(case, tiles, varlen_attention)
+        yield Trial(timed, lambda name, key=key: f"{key}: {name},")
 
 
 def gemm_trials(tokens: int, device: torch.device) -> Iterator[Trial]:
     """The first product of each model's feed-forward."""
-    major, minor = torch.cuda.get_device_capability(device)
+    architecture = capability(torch.cuda.current_device())
     for hidden, intermediate in gpu_kernels.SIZES:
         case = gpu_kernels.linear_gelu(tokens, hidden, intermediate, DTYPE, device)
-        ways = {PRODUCT: Peer(gpu_kernels.product_then_gelu, is_ours=True)}
-        ways |= {repr(tile): Peer(_multiply_with(tile), is_ours=True) for tile in GEMM_TILES}
-        key = (10 * major + minor, intermediate, hidden, tokens)  # MEASURED
-        yield Trial(dataclasses.replace(case, peers=ways), lambda name, key=key: f"{key}: {name},")
-
-
-def _multiply_with(tile: GemmTile) -> Callable[..., Tensor]:
-    return lambda x, weight, bias: gemm_bias_gelu(x, weight, bias, tile)
+        timed = _with_tiles(case, GEMM_TILES, gemm_bias_gelu)
+        product = Peer(gpu_kernels.product_then_gelu, is_ours=True)
+        timed = dataclasses.replace(timed, peers={PRODUCT: product, **timed.peers})
+        key = (architecture, intermediate, hidden, tokens)  # MEASURED
+        yield Trial(timed, lambda name, key=key: f"{key}: {name},")
 
 
 def measure(trial: Trial, l2_bytes: int) -> list[Row]:
@@ -143,45 +137,17 @@ def row_trials(device: torch.device) -> Iterator[Trial]:
     for tokens in ROWS:
         for hidden, intermediate in gpu_kernels.SIZES:
             norm = gpu_kernels.add_layer_norm(tokens, hidden, DTYPE, device)
-            yield _trial_of(norm, layer_norm.CANDIDATES, _norm_with)
+            yield _tile_trial(norm, layer_norm.CANDIDATES, layer_norm.add_layer_norm)
             gelu_case = gpu_kernels.bias_gelu(tokens, intermediate, DTYPE, device)
-            yield _trial_of(gelu_case, gelu.CANDIDATES, _activate_with)
+            yield _tile_trial(gelu_case, gelu.CANDIDATES, gelu.bias_gelu)
             texts = gpu_kernels.pool(
                 [min(tokens, 128)] * max(1, tokens // 128), hidden, DTYPE, device
             )
-            yield _trial_of(texts, pooling.CANDIDATES, _pool_with)
+            yield _tile_trial(texts, pooling.CANDIDATES, pooling.pool)
 
 
-def _trial_of(case: Case, tiles: Sequence[object], run_with: Callable[..., Any]) -> Trial:
-    ways = {repr(tile): Peer(run_with(tile), is_ours=True) for tile in tiles}
-    return Trial(dataclasses.replace(case, peers=ways), lambda name: f"TILE = {name}")
-
-
-def _norm_with(tile: layer_norm.NormTile) -> Callable[..., Tensor]:
-    def normalise(x: Tensor, *others: Any) -> Tensor:
-        out = torch.empty_like(others[0])
-        layer_norm.plan_add_layer_norm(x, *others, out, tile).run()
-        return out
-
-    return normalise
-
-
-def _activate_with(tile: gelu.GeluTile) -> Callable[..., Tensor]:
-    def activate(x: Tensor, bias: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        gelu.plan_bias_gelu(x, bias, out, tile).run()
-        return out
-
-    return activate
-
-
-def _pool_with(tile: pooling.PoolTile) -> Callable[..., Tensor]:
-    def pool(states: Tensor, starts: Tensor, mode: str, normalize: bool) -> Tensor:
-        out = states.new_empty((len(starts) - 1, states.shape[1]), dtype=torch.float32)
-        pooling.plan_pool(states, starts, mode, normalize, out, tile).run()
-        return out
-
-    return pool
+def _tile_trial(case: Case, tiles: Sequence[object], launcher: Run) -> Trial:
+    return Trial(_with_tiles(case, tiles, launcher), lambda name: f"TILE = {name}")
 
 
 def trials(device: torch.device) -> Iterator[Trial]:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from bertron_kernels.arguments import KERNEL_DTYPES, MAX_HEAD_DIM, check_varlen_attention
 from bertron_kernels.language import TensorDescriptor, tl, triton
-from bertron_kernels.launch import BULK_ALIGNMENT, Launch, capability, ceil_div
+from bertron_kernels.launch import (
+    BULK_ALIGNMENT,
+    FIRST_WITH_BULK,
+    Launch,
+    capability,
+    ceil_div,
+)
 
 LOG2_E = math.log2(math.e)
 MIN_HEAD_DIM = 16  # the smallest side of a tile that the matrix instructions take
@@ -37,7 +43,6 @@ class Tile:
 # alone. Where a class's tile has a block of keys of its length, softmax takes one pass.
 LENGTH_CLASSES = (32, 64, 128, 512)
 HEAD_DIM_CLASSES = (32, 64, 128, 256)
-FIRST_WITH_BULK = 90
 
 # By (bytes an element, head_dim class, length class): those of head_dim 32 and 64 were quickest on
 # one H200 in float16 (benchmarks/results/gpu_tiles.md), the others are guesses. Up to head_dim 128
@@ -58,7 +63,8 @@ TILES = {
     **{(4, wide, bound): Tile(16, 16, 8, 1) for wide in (128, 256) for bound in LENGTH_CLASSES},
 }
 # Instead of those from sm_90 on, from the same timings: some by the copy unit, which that has
-# first, some too large for the registers that sm_80's matrix instructions leave.
+# first, some too large for the registers that sm_80's matrix instructions leave; those of head_dim
+# 256 are guesses.
 SM_90_TILES = {
     (2, 32, 512): Tile(64, 64, num_warps=4, num_stages=3, bulk=True),
     (2, 64, 512): Tile(128, 64, num_warps=8, num_stages=3, bulk=True),
@@ -314,7 +320,7 @@ def plan_varlen_attention(
 ) -> Launch:
     """The launch that writes the attention of ``qkv`` to ``out``; arguments are not checked.
 
-    ``tile`` is for timing another than the frozen table's.
+    ``tile`` is instead of the frozen table's.
     """
     num_tokens, _, num_heads, head_dim = qkv.shape
     num_sequences = len(cu_seqlens) - 1
@@ -386,7 +392,11 @@ def choose_grid(
 
 
 def varlen_attention(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, softmax_scale: float
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    softmax_scale: float,
+    tile: Tile | None = None,
 ) -> Tensor:
     """Softmax attention, each token over the tokens of its own sequence.
 
@@ -401,6 +411,7 @@ def varlen_attention(
         max_seqlen: Length of the longest sequence. Its true length or more: queries beyond it
             would be left unwritten, and reading ``cu_seqlens`` to check would wait for the GPU.
         softmax_scale: Factor on the scores, above 0, as a rule 1 / sqrt(D).
+        tile: Instead of the frozen table's, to be timed; any is right.
 
     Returns:
         [T, H, D] in the dtype of ``qkv``.
@@ -427,7 +438,7 @@ def varlen_attention(
         )
     out = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     if num_tokens:
-        plan_varlen_attention(qkv, cu_seqlens, max_seqlen, softmax_scale, out).run()
+        plan_varlen_attention(qkv, cu_seqlens, max_seqlen, softmax_scale, out, tile).run()
     return out
 
 

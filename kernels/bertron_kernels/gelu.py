@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bertron_kernels.arguments import KERNEL_DTYPES, check_bias_gelu
 from bertron_kernels.language import tl, triton
-from bertron_kernels.launch import Launch, ceil_div, next_power_of_2
-
-
-@dataclass(frozen=True)
-class GeluTile:
-    """What one program computes."""
-
-    elements: int
-    num_warps: int
-
+from bertron_kernels.launch import Launch, RowTile, ceil_div, next_power_of_2
 
 # 8 elements a thread: 16 bytes in fp16, the widest load there is.
-TILE = GeluTile(1024, num_warps=4)
+TILE = RowTile(1024, num_warps=4)
 
 # What is worth timing on a GPU before TILE is changed.
 CANDIDATES = (
-    GeluTile(512, 2),
-    GeluTile(1024, 2),
-    GeluTile(1024, 4),
-    GeluTile(2048, 4),
-    GeluTile(4096, 4),
-    GeluTile(4096, 8),
+    RowTile(512, 2),
+    RowTile(1024, 2),
+    RowTile(1024, 4),
+    RowTile(2048, 4),
+    RowTile(4096, 4),
+    RowTile(4096, 8),
 )
 
 
@@ -101,7 +91,7 @@ def _bias_gelu_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def plan_bias_gelu(x: Tensor, bias: Tensor | None, out: Tensor, tile: GeluTile = TILE) -> Launch:
+def plan_bias_gelu(x: Tensor, bias: Tensor | None, out: Tensor, tile: RowTile = TILE) -> Launch:
     """The launch that writes the activations to ``out``; arguments are not checked."""
     num_tokens, intermediate_size = x.shape
     block_i = min(next_power_of_2(intermediate_size), tile.elements)
@@ -110,21 +100,18 @@ def plan_bias_gelu(x: Tensor, bias: Tensor | None, out: Tensor, tile: GeluTile =
         kernel=_bias_gelu_kernel,
         grid=(ceil_div(num_tokens, block_t), ceil_div(intermediate_size, block_i)),
         arguments={"x_ptr": x, "bias_ptr": bias, "out_ptr": out, "num_tokens": num_tokens},
-        constants={
-            "INTERMEDIATE_SIZE": intermediate_size,
-            "BLOCK_T": block_t,
-            "BLOCK_I": block_i,
-        },
+        constants={"INTERMEDIATE_SIZE": intermediate_size, "BLOCK_T": block_t, "BLOCK_I": block_i},
         num_warps=tile.num_warps,
     )
 
 
-def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+def bias_gelu(x: Tensor, bias: Tensor | None, tile: RowTile = TILE) -> Tensor:
     """``GELU(x + bias)`` with the exact error function, not its tanh approximation.
 
     Args:
         x: [T, I] fp16, bf16 or fp32, contiguous, on CUDA.
         bias: [I] as ``x``, or None.
+        tile: What one program computes; any is right, one is quickest.
 
     Returns:
         [T, I] in the dtype of ``x``; computed in fp32.
@@ -136,7 +123,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     """
     check_bias_gelu(x, bias, KERNEL_DTYPES)
     out = torch.empty_like(x)
-    plan_bias_gelu(x, bias, out).run()
+    plan_bias_gelu(x, bias, out, tile).run()
     return out
 
 

@@ -51,60 +51,64 @@ class GemmTile:
         return f"{blocks}-w{self.num_warps}-s{self.num_stages}{ways}"
 
 
+_M16_N64 = GemmTile(16, 64, 64, num_warps=4, num_stages=4)
+_M64_N64 = GemmTile(64, 64, 64, num_warps=4, num_stages=4)
+_M64_N64_BULK = GemmTile(64, 64, 64, num_warps=4, num_stages=4, bulk=True)
+_M128_N128_BULK = GemmTile(128, 128, 64, num_warps=8, num_stages=3, bulk=True)
+_M128_N128_PERSISTENT = GemmTile(
+    128, 128, 64, num_warps=8, num_stages=4, bulk=True, persistent=True
+)
+_M128_N256_PERSISTENT = GemmTile(
+    128, 256, 64, num_warps=8, num_stages=3, bulk=True, persistent=True
+)
 # All that is ever compiled; the compile gate holds each to no spills.
 CANDIDATES = (
-    GemmTile(16, 64, 64, num_warps=4, num_stages=4),
+    _M16_N64,
     GemmTile(32, 64, 64, num_warps=4, num_stages=4),
-    GemmTile(64, 64, 64, num_warps=4, num_stages=4),
-    GemmTile(64, 64, 64, num_warps=4, num_stages=4, bulk=True),
+    _M64_N64,
+    _M64_N64_BULK,
     GemmTile(64, 128, 64, num_warps=4, num_stages=4, bulk=True),
     GemmTile(128, 128, 64, num_warps=4, num_stages=3, bulk=True),
-    GemmTile(128, 128, 64, num_warps=8, num_stages=3, bulk=True),
+    _M128_N128_BULK,
     GemmTile(128, 256, 64, num_warps=8, num_stages=3, bulk=True),
-    GemmTile(128, 128, 64, num_warps=8, num_stages=4, bulk=True, persistent=True),
-    GemmTile(128, 256, 64, num_warps=8, num_stages=3, bulk=True, persistent=True),
+    _M128_N128_PERSISTENT,
+    _M128_N256_PERSISTENT,
 )
 
 # Where a measurement found a tile quicker than cuBLASLt with ``bias_gelu`` after it, by (compute
 # capability, outputs N, inputs K, tokens T up to this power of two), for fp16 and bf16: from an
 # H200 (benchmarks/results/gpu_tiles.md). On every other shape cuBLASLt serves.
-_16 = GemmTile(16, 64, 64, num_warps=4, num_stages=4)
-_64 = GemmTile(64, 64, 64, num_warps=4, num_stages=4)
-_64_BULK = GemmTile(64, 64, 64, num_warps=4, num_stages=4, bulk=True)
-_128 = GemmTile(128, 128, 64, num_warps=8, num_stages=3, bulk=True)
-_128_IN_TURN = GemmTile(128, 128, 64, num_warps=8, num_stages=4, bulk=True, persistent=True)
-_256_IN_TURN = GemmTile(128, 256, 64, num_warps=8, num_stages=3, bulk=True, persistent=True)
 MEASURED: Mapping[tuple[int, int, int, int], GemmTile] = {
-    (90, 3072, 768, 16): _16,
-    (90, 3072, 768, 32): _16,
-    (90, 3072, 768, 64): _16,
-    (90, 3072, 768, 128): _64,
-    (90, 3072, 768, 256): _64_BULK,
-    (90, 3072, 768, 512): _64_BULK,
-    (90, 3072, 768, 2048): _128_IN_TURN,
-    (90, 3072, 768, 4096): _128_IN_TURN,
-    (90, 3072, 768, 8192): _128_IN_TURN,
-    (90, 3072, 768, 16384): _256_IN_TURN,
-    (90, 1536, 384, 16): _16,
-    (90, 1536, 384, 32): _16,
-    (90, 1536, 384, 64): _16,
-    (90, 1536, 384, 128): _64,
-    (90, 1536, 384, 256): _64,
-    (90, 1536, 384, 512): _64_BULK,
-    (90, 1536, 384, 1024): _64_BULK,
-    (90, 1536, 384, 2048): _128,
-    (90, 1536, 384, 4096): _128,
-    (90, 1536, 384, 8192): _128,
-    (90, 1536, 384, 16384): _128,
-    (90, 4096, 1024, 16): _16,
-    (90, 4096, 1024, 32): _16,
-    (90, 4096, 1024, 256): _64_BULK,
-    (90, 4096, 1024, 512): _128_IN_TURN,
-    (90, 4096, 1024, 1024): _128,
-    (90, 4096, 1024, 2048): _128_IN_TURN,
-    (90, 4096, 1024, 4096): _128_IN_TURN,
-    (90, 4096, 1024, 8192): _256_IN_TURN,
-    (90, 4096, 1024, 16384): _256_IN_TURN,
+    (90, 3072, 768, 16): _M16_N64,
+    (90, 3072, 768, 32): _M16_N64,
+    (90, 3072, 768, 64): _M16_N64,
+    (90, 3072, 768, 128): _M64_N64,
+    (90, 3072, 768, 256): _M64_N64_BULK,
+    (90, 3072, 768, 512): _M64_N64_BULK,
+    (90, 3072, 768, 2048): _M128_N128_PERSISTENT,
+    (90, 3072, 768, 4096): _M128_N128_PERSISTENT,
+    (90, 3072, 768, 8192): _M128_N128_PERSISTENT,
+    (90, 3072, 768, 16384): _M128_N256_PERSISTENT,
+    (90, 1536, 384, 16): _M16_N64,
+    (90, 1536, 384, 32): _M16_N64,
+    (90, 1536, 384, 64): _M16_N64,
+    (90, 1536, 384, 128): _M64_N64,
+    (90, 1536, 384, 256): _M64_N64,
+    (90, 1536, 384, 512): _M64_N64_BULK,
+    (90, 1536, 384, 1024): _M64_N64_BULK,
+    (90, 1536, 384, 2048): _M128_N128_BULK,
+    (90, 1536, 384, 4096): _M128_N128_BULK,
+    (90, 1536, 384, 8192): _M128_N128_BULK,
+    (90, 1536, 384, 16384): _M128_N128_BULK,
+    (90, 4096, 1024, 16): _M16_N64,
+    (90, 4096, 1024, 32): _M16_N64,
+    (90, 4096, 1024, 256): _M64_N64_BULK,
+    (90, 4096, 1024, 512): _M128_N128_PERSISTENT,
+    (90, 4096, 1024, 1024): _M128_N128_BULK,
+    (90, 4096, 1024, 2048): _M128_N128_PERSISTENT,
+    (90, 4096, 1024, 4096): _M128_N128_PERSISTENT,
+    (90, 4096, 1024, 8192): _M128_N256_PERSISTENT,
+    (90, 4096, 1024, 16384): _M128_N256_PERSISTENT,
 }
 
 # Programs that run at the same time share rows of x and of the weight when they stand in a square.
@@ -188,32 +192,54 @@ def _bulk_gemm_bias_gelu_kernel(
     PERSISTENT: tl.constexpr,
 ):
     """The same from descriptors: what lies outside [T, K] or [N, K] is read as 0."""
+    first = tl.program_id(0)
     if PERSISTENT:
         tiles = tl.cdiv(num_tokens, BLOCK_M) * ((NUM_OUTPUTS + BLOCK_N - 1) // BLOCK_N)
-        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        for tile in tl.range(first, tiles, tl.num_programs(0), flatten=True):
             row, column = _place(tile, num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
-            total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for first_term in range(0, NUM_INPUTS, BLOCK_K):
-                x = x_blocks.load([row, first_term])  # [BLOCK_M, BLOCK_K]
-                weight = weight_blocks.load([column, first_term])  # [BLOCK_N, BLOCK_K]
-                total = tl.dot(x, weight.T, total, input_precision="ieee")
-            _finish(total, bias_ptr, out_blocks, row, column, NUM_OUTPUTS, BLOCK_N)
+            # fmt: off
+            _compute_tile(
+                x_blocks, weight_blocks, bias_ptr, out_blocks, row, column,
+                NUM_OUTPUTS, NUM_INPUTS, BLOCK_M, BLOCK_N, BLOCK_K,
+            )
     else:
-        tile = tl.program_id(0)
-        row, column = _place(tile, num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
-        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for first_term in range(0, NUM_INPUTS, BLOCK_K):
-            x = x_blocks.load([row, first_term])
-            weight = weight_blocks.load([column, first_term])
-            total = tl.dot(x, weight.T, total, input_precision="ieee")
-        _finish(total, bias_ptr, out_blocks, row, column, NUM_OUTPUTS, BLOCK_N)
+        row, column = _place(first, num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
+        _compute_tile(
+            x_blocks,
+            weight_blocks,
+            bias_ptr,
+            out_blocks,
+            row,
+            column,
+            NUM_OUTPUTS,
+            NUM_INPUTS,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+        )
+        # fmt: on
 
 
 @triton.jit
-def _finish(
-    total, bias_ptr, out_blocks, row, column, NUM_OUTPUTS: tl.constexpr, BLOCK_N: tl.constexpr
+def _compute_tile(
+    x_blocks,
+    weight_blocks,
+    bias_ptr,
+    out_blocks,
+    row,
+    column,
+    NUM_OUTPUTS: tl.constexpr,
+    NUM_INPUTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """Bias, GELU, store; what lies outside [T, N] is not written."""
+    """Product, bias, GELU, store; what lies outside [T, N] is not written."""
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first_term in range(0, NUM_INPUTS, BLOCK_K):
+        x = x_blocks.load([row, first_term])  # [BLOCK_M, BLOCK_K]
+        weight = weight_blocks.load([column, first_term])  # [BLOCK_N, BLOCK_K]
+        total = tl.dot(x, weight.T, total, input_precision="ieee")
     columns = column + tl.arange(0, BLOCK_N)
     bias = tl.load(bias_ptr + columns, mask=columns < NUM_OUTPUTS, other=0.0).to(tl.float32)
     out = gelu_for(total + bias[None, :], out_blocks.dtype)

@@ -16,6 +16,7 @@ import torch
 
 from bertron_kernels.language import TensorDescriptor
 
+FIRST_WITH_BULK = 90  # sm_90 is the first with a copy unit (TMA)
 BULK_ALIGNMENT = 16  # bytes, of a tensor's beginning and of its rows, that the copy unit asks for
 
 TYPE_NAMES = {
@@ -25,6 +26,19 @@ TYPE_NAMES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """What one program of a kernel without a matrix product holds: whole rows, or parts of them.
+
+    Attributes:
+        elements: Of all its rows together.
+        num_warps: Warps of 32 threads.
+    """
+
+    elements: int
+    num_warps: int
 
 
 @dataclass(frozen=True)

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from bertron_kernels.arguments import KERNEL_DTYPES, check_add_layer_norm
 from bertron_kernels.language import tl, triton
-from bertron_kernels.launch import Launch, ceil_div, next_power_of_2
-
-
-@dataclass(frozen=True)
-class NormTile:
-    """What one program computes: as many rows as ``elements`` hold, 1 to 8."""
-
-    elements: int
-    num_warps: int
-
+from bertron_kernels.launch import Launch, RowTile, ceil_div, next_power_of_2
 
 # 32 fp32 values a thread, so many rows a warp that nothing passes between warps. Long rows are
 # quicker four to a program, where there are programs enough for the whole chip.
-TILE = NormTile(1024, num_warps=1)
-LONG_ROWS_TILE = NormTile(4096, num_warps=4)
+TILE = RowTile(1024, num_warps=1)
+LONG_ROWS_TILE = RowTile(4096, num_warps=4)
 LONG_ROW, MANY_TOKENS = 1024, 1024
 
 # What is worth timing on a GPU before TILE is changed.
 CANDIDATES = (
-    NormTile(512, 1),
-    NormTile(1024, 1),
-    NormTile(1024, 2),
-    NormTile(1024, 4),
-    NormTile(2048, 2),
-    NormTile(2048, 4),
-    NormTile(4096, 4),
-    NormTile(4096, 8),
-    NormTile(8192, 8),
+    RowTile(512, 1),
+    RowTile(1024, 1),
+    RowTile(1024, 2),
+    RowTile(1024, 4),
+    RowTile(2048, 2),
+    RowTile(2048, 4),
+    RowTile(4096, 4),
+    RowTile(4096, 8),
+    RowTile(8192, 8),
 )
 
 
@@ -84,7 +73,7 @@ def plan_add_layer_norm(
     norm_bias: Tensor,
     eps: float,
     out: Tensor,
-    tile: NormTile | None = None,
+    tile: RowTile | None = None,
 ) -> Launch:
     """The launch that writes the normalised sum to ``out``; arguments are not checked."""
     num_tokens, hidden_size = x.shape
@@ -104,21 +93,17 @@ def plan_add_layer_norm(
             "eps": eps,
             "num_tokens": num_tokens,
         },
-        constants={
-            "HIDDEN_SIZE": hidden_size,
-            "BLOCK_T": block_t,
-            "BLOCK_E": block_e,
-        },
+        constants={"HIDDEN_SIZE": hidden_size, "BLOCK_T": block_t, "BLOCK_E": block_e},
         num_warps=tile.num_warps,
     )
 
 
-def choose_tile(num_tokens: int, block_e: int) -> NormTile:
+def choose_tile(num_tokens: int, block_e: int) -> RowTile:
     """The tile for so many rows of ``block_e`` elements."""
     tile = LONG_ROWS_TILE if block_e >= LONG_ROW and num_tokens > MANY_TOKENS else TILE
     if block_e <= tile.elements:
         return tile
-    return NormTile(block_e, block_e // TILE.elements)
+    return RowTile(block_e, block_e // TILE.elements)
 
 
 def add_layer_norm(
@@ -128,6 +113,7 @@ def add_layer_norm(
     weight: Tensor,
     norm_bias: Tensor,
     eps: float,
+    tile: RowTile | None = None,
 ) -> Tensor:
     """``LN(x + bias + residual) * weight + norm_bias``, row by row.
 
@@ -140,6 +126,7 @@ def add_layer_norm(
         weight: [E] fp16, bf16 or fp32, also where ``x`` is of another dtype.
         norm_bias: [E] as ``weight``.
         eps: Added to the variance; 1e-12 in BERT.
+        tile: 1 to 8 whole rows, instead of the one for this shape; any is right.
 
     Returns:
         [T, E] in the dtype of ``weight``.
@@ -151,7 +138,7 @@ def add_layer_norm(
     """
     check_add_layer_norm(x, residual, bias, weight, norm_bias, KERNEL_DTYPES)
     out = torch.empty_like(x, dtype=weight.dtype)
-    plan_add_layer_norm(x, residual, bias, weight, norm_bias, eps, out).run()
+    plan_add_layer_norm(x, residual, bias, weight, norm_bias, eps, out, tile).run()
     return out
 
 

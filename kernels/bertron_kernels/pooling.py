@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -10,27 +9,18 @@ from torch import Tensor
 
 from bertron_kernels.arguments import KERNEL_DTYPES, check_pool
 from bertron_kernels.language import tl, triton
-from bertron_kernels.launch import Launch, next_power_of_2
+from bertron_kernels.launch import Launch, RowTile, next_power_of_2
 
-
-@dataclass(frozen=True)
-class PoolTile:
-    """What one program reads at a time of its sequence: as many tokens as ``elements`` hold."""
-
-    elements: int
-    num_warps: int
-
-
-TILE = PoolTile(16384, num_warps=8)
+TILE = RowTile(16384, num_warps=8)
 
 # What is worth timing on a GPU before TILE is changed.
 CANDIDATES = (
-    PoolTile(4096, 4),
-    PoolTile(8192, 4),
-    PoolTile(8192, 8),
-    PoolTile(16384, 8),
-    PoolTile(16384, 16),
-    PoolTile(32768, 16),
+    RowTile(4096, 4),
+    RowTile(8192, 4),
+    RowTile(8192, 8),
+    RowTile(16384, 8),
+    RowTile(16384, 16),
+    RowTile(32768, 16),
 )
 
 MIN_NORM = 1e-12  # a shorter vector is divided by this: torch.nn.functional.normalize's own bound
@@ -101,7 +91,7 @@ def plan_pool(
     mode: str,
     normalize: bool,
     out: Tensor,
-    tile: PoolTile = TILE,
+    tile: RowTile = TILE,
 ) -> Launch:
     """The launch that writes the pooled vectors to ``out``; arguments are not checked."""
     hidden_size = hidden_states.shape[1]
@@ -126,7 +116,13 @@ def plan_pool(
     )
 
 
-def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool) -> Tensor:
+def pool(
+    hidden_states: Tensor,
+    cu_seqlens: Tensor,
+    mode: str,
+    normalize: bool,
+    tile: RowTile = TILE,
+) -> Tensor:
     """Reduce the tokens of each sequence to one vector, in fp32.
 
     Args:
@@ -136,6 +132,7 @@ def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool) 
             (the mean, then the maximum).
         normalize: Divide each row of the result by its Euclidean length, or by 1e-12 where that is
             larger, so that a zero vector stays zero.
+        tile: The tokens that one program reads at a time; any is right, one is quickest.
 
     Returns:
         fp32 [B, E], or [B, 2E] for ``mean-max``. A sequence of no tokens gives zeros.
@@ -151,7 +148,7 @@ def pool(hidden_states: Tensor, cu_seqlens: Tensor, mode: str, normalize: bool) 
         dtype=torch.float32,
         device=hidden_states.device,
     )
-    plan_pool(hidden_states, cu_seqlens, mode, normalize, out).run()
+    plan_pool(hidden_states, cu_seqlens, mode, normalize, out, tile).run()
     return out
 
 

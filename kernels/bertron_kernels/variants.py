@@ -16,7 +16,6 @@ import torch
 
 from bertron_kernels.arguments import POOLING_MODES
 from bertron_kernels.attention import (
-    FIRST_WITH_BULK,
     LENGTH_CLASSES,
     choose_tile,
     plan_varlen_attention,
@@ -24,7 +23,7 @@ from bertron_kernels.attention import (
 from bertron_kernels.embedding import plan_embedding_layer_norm
 from bertron_kernels.gelu import plan_bias_gelu
 from bertron_kernels.gemm_gelu import CANDIDATES, GemmTile, plan_gemm_bias_gelu
-from bertron_kernels.launch import Launch
+from bertron_kernels.launch import FIRST_WITH_BULK, Launch
 from bertron_kernels.layer_norm import plan_add_layer_norm
 from bertron_kernels.pooling import plan_pool
 

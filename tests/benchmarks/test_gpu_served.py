@@ -93,7 +93,7 @@ def test_the_table_shows_percentiles_and_stages():
     row.times_ms, row.latencies_ms = [0.5], [float(n) for n in range(1, 101)]
     row.cosine, row.note = 0.99999, "bert 5 us in the queue, 9 us in it"
     table = served_table([row], None)
-    assert "| 2000 | 51.00 | 100.00 | 0.9999900 |" in table
+    assert "| 2000 | 50.50 | 99.01 | 0.9999900 |" in table
     assert table.endswith("- 32 x 1 text, a request's mean: bert 5 us in the queue, 9 us in it.")
     row.problem = "cosine 0.9"
     assert "FAILED: cosine 0.9" in served_table([row], None)

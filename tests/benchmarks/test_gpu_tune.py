@@ -72,4 +72,4 @@ def test_what_goes_row_by_row_is_tried_with_every_tile():
     assert {trial.case.op for trial in trials} == {"add_layer_norm", "bias_gelu", "pool"}
     norm = next(trial for trial in trials if trial.case.op == "add_layer_norm")
     assert list(norm.case.peers) == [repr(tile) for tile in gpu_tune.layer_norm.CANDIDATES]
-    assert norm.entry("NormTile(1024, 1)") == "TILE = NormTile(1024, 1)"
+    assert norm.entry("RowTile(1024, 1)") == "TILE = RowTile(1024, 1)"

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bertron_kernels import add_layer_norm_reference
-from bertron_kernels.layer_norm import CANDIDATES, NormTile, choose_tile
+from bertron_kernels.launch import RowTile
+from bertron_kernels.layer_norm import CANDIDATES, choose_tile
 
 EPS = 1e-12  # BERT's own
 
@@ -56,7 +57,7 @@ def test_a_tile_holds_the_row_and_few_values_a_thread(num_tokens, block_e):
     assert tile.elements >= block_e
     assert tile.elements / tile.num_warps == 1024
     if block_e < 1024 or (block_e == 1024 and num_tokens <= 1024):
-        assert tile == NormTile(1024, 1)
+        assert tile == RowTile(1024, 1)
 
 
 @pytest.mark.parametrize("has_residual", [False, True])
