@@ -197,10 +197,18 @@ def _bulk_gemm_bias_gelu_kernel(
         tiles = tl.cdiv(num_tokens, BLOCK_M) * ((NUM_OUTPUTS + BLOCK_N - 1) // BLOCK_N)
         for tile in tl.range(first, tiles, tl.num_programs(0), flatten=True):
             row, column = _place(tile, num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
-            # fmt: off
             _compute_tile(
-                x_blocks, weight_blocks, bias_ptr, out_blocks, row, column,
-                NUM_OUTPUTS, NUM_INPUTS, BLOCK_M, BLOCK_N, BLOCK_K,
+                x_blocks,
+                weight_blocks,
+                bias_ptr,
+                out_blocks,
+                row,
+                column,
+                NUM_OUTPUTS,
+                NUM_INPUTS,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_K,
             )
     else:
         row, column = _place(first, num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
@@ -217,7 +225,6 @@ def _bulk_gemm_bias_gelu_kernel(
             BLOCK_N,
             BLOCK_K,
         )
-        # fmt: on
 
 
 @triton.jit
