@@ -29,6 +29,7 @@ INSTRUCTION_SETS = {
     "kernels_avx512_vnni.cpp": _AVX512,
     "kernels_avx512_bf16.cpp": [*_AVX512, "-mavx512bf16"],
     "ops.cpp": [],
+    "team.cpp": [],
 }
 FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"),

@@ -138,10 +138,10 @@ void attend(const Head<T>& h, float scale) {
 template <class Dot, class T>
 void attention_as(const bertron::Attention& p, bertron::Threads threads) {
   const int64_t width = p.heads * p.head_dim;
-  // Head by head over all sequences, so that equal parts of the list are equal work.
+  // Sequence by sequence: a thread's share is mostly of rows that it has computed.
   parallel(threads, p.heads * p.sequences, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task / p.sequences, sequence = task % p.sequences;
+      const int64_t sequence = task / p.heads, head = task % p.heads;
       const int64_t start = p.cu_seqlens[sequence];
       const T* qkv = static_cast<const T*>(p.qkv) + start * 3 * width + head * p.head_dim;
       attend<Dot>(Head<T>{qkv, qkv + width, qkv + 2 * width,

@@ -14,6 +14,7 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "team.h"
 
 namespace {
 
@@ -248,14 +249,28 @@ void layer_norm_row(float* values, int64_t hidden, const T* weight, const T* bia
   }
 }
 
+// Parts of `size` that `count` makes; or the size, where there are so many parts.
+constexpr int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// f(begin, end) on parts of [0, count) of at most `chunk`.
 template <class F>
-void parallel(bertron::Threads threads, int64_t count, const F& f) {
-  if (count <= 0) return;
-  if (threads.count == 1 || count == 1) return f(0, count);
-  threads.run(
-      count,
+void parallel(bertron::Threads threads, int64_t count, int64_t chunk, const F& f) {
+  if (threads.count == 1 || count <= chunk) {
+    for (int64_t begin = 0; begin < count; begin += chunk)
+      f(begin, std::min(begin + chunk, count));
+    return;
+  }
+  bertron::share(
+      threads.count, count, chunk,
       [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// On parts small enough that a thread which begins late, or has the longer ones, is made up for.
+template <class F>
+void parallel(bertron::Threads threads, int64_t count, const F& f) {
+  constexpr int64_t kPartsPerThread = 8;
+  if (count > 0) parallel(threads, count, parts_of(count, threads.count * kPartsPerThread), f);
 }
 
 // Memory of a thread's own, kept between calls: a forward asks for the same sizes again and again.
@@ -425,15 +440,14 @@ struct Keep {
   }
 };
 
-// Whole tiles to each thread, a chunk at a time, all chunks of a thread about as large.
+// f(row, stop) on whole tiles of rows, at most kChunkRows; as many parts, about as long, for each
+// thread.
 template <class F>
 void parallel_rows(int64_t tokens, bertron::Threads threads, const F& f) {
-  parallel(threads, (tokens + kTileRows - 1) / kTileRows, [&](int64_t first, int64_t last) {
-    const int64_t end = std::min(last * kTileRows, tokens);
-    const int64_t chunks = ((last - first) * kTileRows + kChunkRows - 1) / kChunkRows;
-    const int64_t step = (last - first + chunks - 1) / chunks * kTileRows;
-    for (int64_t row = first * kTileRows; row < end; row += step)
-      f(row, std::min(row + step, end));
+  const int64_t tiles = parts_of(tokens, kTileRows);
+  const int64_t parts = threads.count * parts_of(tokens, threads.count * kChunkRows);
+  parallel(threads, tiles, parts_of(tiles, parts), [&](int64_t first, int64_t last) {
+    f(first * kTileRows, std::min(last * kTileRows, tokens));
   });
 }
 
@@ -450,7 +464,7 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
   if (p.residual == nullptr) {
     by_rows ? parallel_rows(p.tokens, threads, [&](int64_t row, int64_t stop) {
       gemm.run(row, stop, 0, panels, keep_output);
-    }) : parallel(threads, panels, [&](int64_t first, int64_t last) {
+    }) : parallel(threads, panels, 1, [&](int64_t first, int64_t last) {
       gemm.run(0, p.tokens, first, last, keep_output);
     });
     return;
@@ -464,7 +478,7 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
     return;
   }
   float* totals = scratch<float>(2, p.tokens * p.n);
-  parallel(threads, panels, [&](int64_t first, int64_t last) {
+  parallel(threads, panels, 1, [&](int64_t first, int64_t last) {
     gemm.run(0, p.tokens, first, last, Keep{totals, p.n});
   });
   add_norm_rows<Out>(p, 0, p.tokens, totals);

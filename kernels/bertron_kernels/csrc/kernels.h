@@ -93,13 +93,12 @@ struct Pool {
   Activation activation;
 };
 
-// Runs body(begin, end) on parts of [0, count), on this process's threads.
+// A part of an op: [begin, end) of what can be computed apart.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
-using ParallelFor = void (*)(int64_t count, Body body, void* context);
 
+// How many may share an op.
 struct Threads {
   int64_t count;
-  ParallelFor run;
 };
 
 struct Kernels {

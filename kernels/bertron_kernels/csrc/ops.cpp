@@ -43,12 +43,7 @@ const Kernels& kernels() {
   return *chosen;
 }
 
-Threads threads() {
-  return {torch::stable::get_num_threads(), [](int64_t count, Body body, void* context) {
-            torch::stable::parallel_for(
-                0, count, 1, [&](int64_t begin, int64_t end) { body(begin, end, context); });
-          }};
-}
+Threads threads() { return {torch::stable::get_num_threads()}; }
 
 std::string name_of(ScalarType type) {
   switch (type) {
