@@ -8,9 +8,9 @@ from bertron_server.server import TritonServer
 from real_server import MODEL_REPOSITORY, TEXTS, TIMEOUT_S
 
 STARTS = 3
-# What is left to compile, load or allocate costs the first request at every start, so the best of
-# some starts shows it. At some, not at all, the first request or another of the first few takes 10
-# to 20 ms longer in the forward, whose threads the scheduler has not put on cores of their own yet.
+# What is left to compile, load or allocate costs the first request at every start, and threads that
+# wake on each other's core cost it at nearly half of them: the median shows both. One start alone
+# may meet another process's work.
 MOST = 2.0
 
 
@@ -38,4 +38,4 @@ def test_the_first_request_pays_for_nothing_that_the_hundredth_does_not():
     for _ in range(STARTS):
         first_s, hundredth_s = first_and_hundredth_s()
         ratios.append(first_s / hundredth_s)
-    assert min(ratios) <= MOST, ratios
+    assert statistics.median(ratios) <= MOST, ratios
