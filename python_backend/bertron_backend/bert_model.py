@@ -17,10 +17,11 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model that the export put beside this file, and warm it up."""
-        # How long OpenMP's threads spin before they sleep. Its default, some milliseconds, takes
-        # the cores from the server, the tokenizer and the very thread that is waited for: on busy
-        # cores a text of 10 ms then took 250 or 500. Sleeping at once adds 2.5 ms to a text.
-        # 10,000 turns, about 0.1 ms, do neither. OpenMP reads this when torch is loaded.
+        # How long OpenMP's threads, which share PyTorch's own ops where the CPU library is not
+        # built, spin before they sleep. Its default, some milliseconds, takes the cores from the
+        # server, the tokenizer and the very thread that is waited for: on busy cores a text of
+        # 10 ms then took 250 or 500. Sleeping at once adds 2.5 ms to a text. 10,000 turns, about
+        # 0.1 ms, do neither. OpenMP reads this when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         from bertron_backend.encoder import Encoder
 
