@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bertron_kernels  # noqa: F401  an archive loads only where its ops are registered
 import torch
-from bertron_kernels.native import HAS_FAST_BF16
+from bertron_kernels.native import HAS_FAST_BF16, INSTRUCTION_SET
 
 from bertron_torchscript.bert import LINEARS
 from bertron_torchscript.errors import ManifestError
@@ -40,8 +40,10 @@ def set_dtypes(model: torch.nn.Module, device: torch.device, gpu_dtype: str | No
     The products' weights stay as the export wrote them, but for ``gpu_dtype``. With bfloat16 or
     int8 ones the residual stream, the norms and the embeddings are float32, since bfloat16 there
     costs short texts their accuracy; only what a product alone reads, queries, keys, values and
-    the inner activations, is bfloat16. With float16 ones all is float16 on CUDA, and float32 on
-    the CPU, as is bfloat16 where the CPU is not quick in it.
+    the inner activations, is bfloat16, and not even that on a CPU without bfloat16 instructions,
+    where the CPU library widens bfloat16 weights as it multiplies. With float16 weights all is
+    float16 on CUDA, and float32 on the CPU; so is all with bfloat16 ones on such a CPU without
+    the library.
 
     Args:
         model: Not packed yet; converted in place.
@@ -65,9 +67,9 @@ def set_dtypes(model: torch.nn.Module, device: torch.device, gpu_dtype: str | No
                 _convert(layer, _READ_BY_PRODUCTS, dtype)
         else:
             model.to(dtype)
-    elif torch.float16 in weights or not HAS_FAST_BF16:
+    elif torch.float16 in weights or not (HAS_FAST_BF16 or INSTRUCTION_SET):
         model.float()
-    elif weights & {torch.bfloat16, torch.int8}:
+    elif HAS_FAST_BF16 and weights & {torch.bfloat16, torch.int8}:
         for layer in layers:
             _convert(layer, _READ_BY_PRODUCTS, torch.bfloat16)
 

@@ -91,8 +91,12 @@ class Layer:
 def gate(product, dtype, choice):
     # Eager rounds a bf16 product before and after its bias.
     exact = 2 * GATES["bfloat16"] if choice == "eager" else GATES["bfloat16"]
-    if dtype is torch.bfloat16 or product == "bfloat16":
+    # Without bf16 instructions the library widens the weights, which loses nothing.
+    is_rounded = product == "bfloat16" and choice in ("eager", "avx512_bf16")
+    if dtype is torch.bfloat16 or is_rounded:
         return exact
+    if product == "bfloat16":
+        return GATES["float32"]
     return GATES["float32" if choice == "eager" else product]
 
 
@@ -276,15 +280,6 @@ def test_the_library_names_a_wrong_scale(library, refused, scale, input_scale, m
     if scale is not None:
         with refused(message):
             library.run("pack_weight", weight, scale, input_scale)
-
-
-def test_a_weight_packed_for_more_instructions_is_refused(on_cpu, library, refused, randn):
-    stored = randn(20, 24).bfloat16()
-    packed = torch.zeros(1, 12, 64, 2, dtype=torch.bfloat16)
-    if library.run("pack_weight", stored, None, None).dtype == torch.bfloat16:
-        pytest.skip(f"{library.choice} multiplies bfloat16")
-    with refused(f"weight has dtype torch.bfloat16, .*pack_weight gives with {library.choice}"):
-        library.run("linear", torch.zeros(4, 24), packed, None, None, torch.zeros(20))
 
 
 def test_the_most_inputs_of_int8_are_held(library, refused):

@@ -45,12 +45,22 @@ def test_on_cuda_the_dtype_is_the_wanted_one_or_the_files(model, file, wanted):
         assert dtypes == {getattr(torch, wanted or file)}
 
 
-@pytest.mark.parametrize("has_fast_bf16", [False, True])
-def test_what_is_wanted_on_a_gpu_changes_nothing_on_a_cpu(model, has_fast_bf16, monkeypatch):
+@pytest.mark.parametrize(
+    ("has_fast_bf16", "library", "narrowed"),
+    [
+        (True, "avx512_bf16", WEIGHTS | READ_BY_PRODUCTS),
+        (True, None, WEIGHTS | READ_BY_PRODUCTS),
+        (False, "avx2", WEIGHTS),
+        (False, None, set()),
+    ],
+)
+def test_what_is_wanted_on_a_gpu_changes_nothing_on_a_cpu(
+    model, has_fast_bf16, library, narrowed, monkeypatch
+):
     monkeypatch.setattr(model_file, "HAS_FAST_BF16", has_fast_bf16)
+    monkeypatch.setattr(model_file, "INSTRUCTION_SET", library)
     narrow(model, torch.bfloat16)
     set_dtypes(model, CPU, "float16")
-    narrowed = WEIGHTS | READ_BY_PRODUCTS if has_fast_bf16 else set()
     assert names_of(model, torch.bfloat16) == narrowed
     assert not names_of(model, torch.float16)
 

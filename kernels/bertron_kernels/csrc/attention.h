@@ -95,8 +95,7 @@ void attend(const Head<T>& h, float scale) {
       query_stride = key_words + kLanes;
       for (int64_t i = 0; i < count; ++i) {
         const T* row = h.query + (s0 + i) * h.stride;
-        if constexpr (per_word == 1) row_to_f32(row, h.head_dim, rows + i * query_stride);
-        else row_to_bf16(row, h.head_dim, rows + i * query_stride);
+        row_to<typename Dot::Row>(row, h.head_dim, rows + i * query_stride);
       }
       query = rows;
     }

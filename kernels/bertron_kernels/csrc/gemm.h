@@ -11,6 +11,7 @@
 #include <cfloat>
 #include <cmath>
 #include <new>
+#include <type_traits>
 
 #include "kernels.h"
 #include "simd.h"
@@ -40,37 +41,58 @@ constexpr int64_t kShortRows = 48;
 // A word of a caller's bf16 row, which may start at any bf16.
 typedef uint32_t word_u __attribute__((aligned(2)));
 
+BERTRON_INLINE vf splat_float(const word_u* word) {
+  float value;
+  std::memcpy(&value, word, 4);
+  return splat(value);
+}
+
 struct DotF32 {
   static constexpr Product product = Product::f32;
   static constexpr int row_words = 1;  // of a row, for each word of a column
+  static constexpr int tile_rows = kTileRows;
+  using Row = float;  // what a row's words are made of
   using Accumulator = vf;
   BERTRON_INLINE vf dot(vf total, const word_u* a, const uint32_t* b) {
-    float value;
-    std::memcpy(&value, a, 4);
-    return total + splat(value) * load(reinterpret_cast<const float*>(b));
+    return total + splat_float(a) * load(reinterpret_cast<const float*>(b));
   }
 };
 
-#ifdef __AVX512BF16__
 struct DotBf16 {
   static constexpr Product product = Product::bf16;
-  static constexpr int row_words = 1;
   using Accumulator = vf;
+#ifdef __AVX512BF16__
+  static constexpr int row_words = 1;
+  static constexpr int tile_rows = kTileRows;
+  using Row = bf16;
   BERTRON_INLINE vf dot(vf total, const word_u* a, const uint32_t* b) {
     return reinterpret_cast<vf>(_mm512_dpbf16_ps(
         reinterpret_cast<__m512>(total), reinterpret_cast<__m512bh>(_mm512_set1_epi32(*a)),
         reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))));
   }
-};
+#else
+  // The weights are widened here, for all rows of a tile: half of float32's way from memory, and
+  // its products. One row fewer than AVX2's registers hold, for the mask.
+  static constexpr int row_words = 2;
+  static constexpr int tile_rows = 5;
+  using Row = float;
+  BERTRON_INLINE vf dot(vf total, const word_u* a, const uint32_t* b) {
+    const vi pair = load(reinterpret_cast<const int32_t*>(b));
+    total += splat_float(a) * reinterpret_cast<vf>(pair << 16);
+    return total + splat_float(a + 1) * reinterpret_cast<vf>(pair & int32_t(0xffff0000));
+  }
 #endif
+};
 
 // Unsigned activations times signed weights: sums within 32 bits up to bertron::kMaxInt8Inputs, and
 // the same ones on every CPU.
 struct DotInt8 {
   static constexpr Product product = Product::int8;
+  static constexpr int tile_rows = kTileRows;
+  using Row = uint8_t;
+  using Accumulator = vi;
 #ifdef __AVX512VNNI__
   static constexpr int row_words = 1;
-  using Accumulator = vi;
   BERTRON_INLINE vi dot(vi total, const word_u* a, const uint32_t* b) {
     return reinterpret_cast<vi>(_mm512_dpbusd_epi32(
         reinterpret_cast<__m512i>(total), _mm512_set1_epi32(*a), _mm512_loadu_si512(b)));
@@ -79,7 +101,6 @@ struct DotInt8 {
   // AVX2's product of bytes saturates at 16 bits; that of 16-bit values is exact. The weights are
   // widened here, for all rows of a tile; the rows' even and odd bytes once, by `widen_row`.
   static constexpr int row_words = 2;
-  using Accumulator = vi;
   BERTRON_INLINE vi dot(vi total, const word_u* a, const uint32_t* b) {
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
     const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
@@ -168,15 +189,10 @@ struct QuantizedRow {
   int32_t zero = 0;
 };
 
-template <class T>
-void row_to_f32(const T* x, int64_t k, uint32_t* out) {
-  float* values = reinterpret_cast<float*>(out);
-  for (int64_t c = 0; c < k; c += kLanes) store_some(values + c, load_some(x + c, k - c), k - c);
-}
-
-template <class T>
-void row_to_bf16(const T* x, int64_t k, uint32_t* out) {
-  bf16* values = reinterpret_cast<bf16*>(out);
+// To floats or bf16, an even number of them.
+template <class Row, class T>
+void row_to(const T* x, int64_t k, uint32_t* out) {
+  Row* values = reinterpret_cast<Row*>(out);
   if (k % 2) values[k] = 0;
   for (int64_t c = 0; c < k; c += kLanes) store_some(values + c, load_some(x + c, k - c), k - c);
 }
@@ -294,63 +310,63 @@ T* scratch(int slot, int64_t count) {
   return static_cast<T*>(block.data);
 }
 
-// Rows [begin, end) times panels [first, last), for one product and one type of each activation.
+// Rows times panels [first, last), for one product and one type of each activation.
 template <class Dot, class In, class Out>
 struct Gemm {
   const bertron::Linear& p;
   const int64_t stored_words = bertron::words(Dot::product, p.k);
   const int64_t words = stored_words - (Dot::product == Product::int8 ? 1 : 0);
 
-  // The rows' words: those of x itself where they already stand as the product wants them.
-  const word_u* inputs(int64_t begin, int64_t end, int64_t* stride, QuantizedRow* rows) const {
-    const In* x = static_cast<const In*>(p.x);
-    constexpr bool same = (Dot::product == Product::f32 && sizeof(In) == 4) ||
-                          (Dot::product == Product::bf16 && sizeof(In) == 2);
-    if (same && p.k % bertron::values_per_word(Dot::product) == 0) {
-      *stride = words;
-      return reinterpret_cast<const word_u*>(x + begin * p.k);
-    }
-    *stride = words * Dot::row_words + 16;  // room for the last vector's store
-    uint32_t* out = scratch<uint32_t>(0, (end - begin) * *stride);
-    for (int64_t row = begin; row < end; ++row) {
-      uint32_t* place = out + (row - begin) * *stride;
-      if constexpr (Dot::product == Product::f32) row_to_f32(x + row * p.k, p.k, place);
-      if constexpr (Dot::product == Product::bf16) row_to_bf16(x + row * p.k, p.k, place);
-      if constexpr (Dot::product == Product::int8)
-        rows[row - begin] = row_to_int8(x + row * p.k, p.input_scale, p.k, place);
-      if constexpr (Dot::row_words == 2) widen_row(place, words);
-    }
-    return out;
-  }
-
-  // `keep(row, column, values, left)` with the finished sums, bias included.
-  template <class Keep>
-  void run(int64_t begin, int64_t end, int64_t first, int64_t last, const Keep& keep) const {
-    QuantizedRow quantized[kChunkRows];
-    for (int64_t chunk = begin; chunk < end; chunk += kChunkRows) {
-      Rows rows{chunk, std::min(chunk + kChunkRows, end), nullptr, 0, quantized};
-      rows.words = inputs(rows.begin, rows.end, &rows.stride, quantized);
-      for (int64_t panel = first; panel < last; ++panel)
-        rows.end - rows.begin <= kShortRows ? short_panel(rows, panel, keep)
-                                            : long_panel(rows, panel, keep);
-    }
-  }
-
+  // Rows as words.
   struct Rows {
     int64_t begin, end;
     const word_u* words;  // of the first
     int64_t stride;
     const QuantizedRow* quantized;
     const word_u* at(int64_t row) const { return words + (row - begin) * stride; }
+    // As few tiles as hold them, and as long: one of a row or two would wait for its own sums.
+    int64_t tiles() const { return parts_of(end - begin, Dot::tile_rows); }
+    int64_t bound(int64_t tile) const { return begin + (end - begin) * tile / tiles(); }
   };
+
+  // Those of x itself where they already stand as the product wants them; else this thread's memory,
+  // until its next product.
+  Rows rows(int64_t begin, int64_t end) const {
+    const In* x = static_cast<const In*>(p.x);
+    if (std::is_same_v<In, typename Dot::Row> &&
+        p.k % bertron::values_per_word(Dot::product) == 0)
+      return {begin, end, reinterpret_cast<const word_u*>(x + begin * p.k), words * Dot::row_words,
+              nullptr};
+    const int64_t stride = words * Dot::row_words + 16;  // room for the last vector's store
+    uint32_t* out = scratch<uint32_t>(0, (end - begin) * stride);
+    QuantizedRow* quantized = scratch<QuantizedRow>(3, end - begin);
+    for (int64_t row = begin; row < end; ++row) {
+      uint32_t* place = out + (row - begin) * stride;
+      if constexpr (Dot::product != Product::int8) {
+        row_to<typename Dot::Row>(x + row * p.k, p.k, place);
+      } else {
+        quantized[row - begin] = row_to_int8(x + row * p.k, p.input_scale, p.k, place);
+        if constexpr (Dot::row_words == 2) widen_row(place, words);
+      }
+    }
+    return {begin, end, out, stride, quantized};
+  }
+
+  // `keep(row, column, values, left)` with the finished sums, bias included.
+  template <class Keep>
+  void multiply(const Rows& rows, int64_t first, int64_t last, const Keep& keep) const {
+    for (int64_t panel = first; panel < last; ++panel)
+      rows.end - rows.begin <= kShortRows ? short_panel(rows, panel, keep)
+                                          : long_panel(rows, panel, keep);
+  }
 
   template <class Keep>
   void long_panel(const Rows& rows, int64_t panel, const Keep& keep) const {
     alignas(64) float sums[kTileRows * kPanel];
     const uint32_t* b = static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
-    const int64_t columns = panel_columns(panel);
-    for (int64_t row = rows.begin; row < rows.end; row += kTileRows) {
-      const int64_t count = std::min<int64_t>(kTileRows, rows.end - row);
+    const int64_t columns = panel_columns(panel), tiles = rows.tiles();
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t row = rows.bound(i), count = rows.bound(i + 1) - row;
       tile_columns<Dot>(count, rows.at(row), rows.stride, b, kTileColumns,
                         stored_words * kTileColumns, columns, words, sums, kPanel);
       finish(rows, row, count, panel * kPanel, columns, sums, kPanel, keep);
@@ -362,16 +378,15 @@ struct Gemm {
     alignas(64) float sums[kTileRows * kTileColumns];
     const uint32_t* panel_weight =
         static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
-    const int64_t columns = panel_columns(panel);
-    const int64_t tiles = (rows.end - rows.begin + kTileRows - 1) / kTileRows;
+    const int64_t columns = panel_columns(panel), tiles = rows.tiles();
     for (int64_t c = 0; c < columns; c += kTileColumns) {
       const uint32_t* b = panel_weight + c * stored_words;
       // Each tile of rows fetches its share of the next columns' words.
       Prefetch ahead{reinterpret_cast<const char*>(b + stored_words * kTileColumns),
                      kTileColumns * 4 / tiles};
       const int64_t width = std::min(kTileColumns, columns - c);
-      for (int64_t row = rows.begin; row < rows.end; row += kTileRows) {
-        const int64_t count = std::min<int64_t>(kTileRows, rows.end - row);
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t row = rows.bound(i), count = rows.bound(i + 1) - row;
         tile_columns<Dot>(count, rows.at(row), rows.stride, b, kTileColumns, 0, width, words, sums,
                           kTileColumns, ahead);
         ahead.next += words * ahead.bytes;
@@ -461,58 +476,44 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
   };
   // Many rows: each thread takes some through all columns. Few: each takes some columns.
   const bool by_rows = p.tokens >= 16 * threads.count;
-  if (p.residual == nullptr) {
-    by_rows ? parallel_rows(p.tokens, threads, [&](int64_t row, int64_t stop) {
-      gemm.run(row, stop, 0, panels, keep_output);
-    }) : parallel(threads, panels, 1, [&](int64_t first, int64_t last) {
-      gemm.run(0, p.tokens, first, last, keep_output);
+  if (p.tokens == 0) return;
+  if (by_rows && p.residual == nullptr) {
+    parallel_rows(p.tokens, threads, [&](int64_t row, int64_t stop) {
+      gemm.multiply(gemm.rows(row, stop), 0, panels, keep_output);
     });
-    return;
-  }
-  if (by_rows) {
+  } else if (by_rows) {
     parallel_rows(p.tokens, threads, [&](int64_t row, int64_t stop) {
       float* totals = scratch<float>(1, kChunkRows * p.n);
-      gemm.run(row, stop, 0, panels, Keep{totals - row * p.n, p.n});
+      gemm.multiply(gemm.rows(row, stop), 0, panels, Keep{totals - row * p.n, p.n});
       add_norm_rows<Out>(p, row, stop, totals);
     });
-    return;
+  } else {
+    const auto rows = gemm.rows(0, p.tokens);
+    float* totals = p.residual == nullptr ? nullptr : scratch<float>(2, p.tokens * p.n);
+    parallel(threads, panels, 1, [&](int64_t first, int64_t last) {
+      totals == nullptr ? gemm.multiply(rows, first, last, keep_output)
+                        : gemm.multiply(rows, first, last, Keep{totals, p.n});
+    });
+    if (totals != nullptr) add_norm_rows<Out>(p, 0, p.tokens, totals);
   }
-  float* totals = scratch<float>(2, p.tokens * p.n);
-  parallel(threads, panels, 1, [&](int64_t first, int64_t last) {
-    gemm.run(0, p.tokens, first, last, Keep{totals, p.n});
-  });
-  add_norm_rows<Out>(p, 0, p.tokens, totals);
 }
 
 // [N, K] row by row to panels.
-void pack(const void* weight, Product stored, int64_t n, int64_t k, Product product,
-          void* packed) {
-  const int64_t words = bertron::words(product, k), per_word = bertron::values_per_word(product);
+void pack(const void* weight, int64_t n, int64_t k, Product product, void* packed) {
+  const int64_t words = bertron::words(product, k), size = 4 / bertron::values_per_word(product);
   std::fill_n(static_cast<uint32_t*>(packed), bertron::panels(n) * words * kPanel, 0);
   for (int64_t row = 0; row < n; ++row) {
+    const char* values = static_cast<const char*>(weight) + row * k * size;
     uint32_t* place =
         static_cast<uint32_t*>(packed) + row / kPanel * words * kPanel +
         column_place(row % kPanel, words);
-    int32_t row_sum = 0;
-    for (int64_t c = 0; c < k; ++c) {
-      char* word = reinterpret_cast<char*>(place + c / per_word * kTileColumns);
-      if (product == Product::int8) {
-        const int8_t value = static_cast<const int8_t*>(weight)[row * k + c];
-        word[c % 4] = char(value);
-        row_sum += value;
-        continue;
-      }
-      float value = 0;
-      if (stored == Product::f32) value = static_cast<const float*>(weight)[row * k + c];
-      if (stored == Product::bf16) value = widen(static_cast<const bf16*>(weight)[row * k + c]);
-      if (product == Product::f32) {
-        std::memcpy(word, &value, 4);
-      } else {
-        const vh half = to_bf16(splat(value));
-        reinterpret_cast<bf16*>(word)[c % 2] = half[0];
-      }
-    }
-    if (product == Product::int8) place[(words - 1) * kTileColumns] = uint32_t(row_sum);
+    for (int64_t byte = 0; byte < k * size; byte += 4)
+      std::memcpy(place + byte / 4 * kTileColumns, values + byte,
+                  std::min<int64_t>(4, k * size - byte));
+    if (product != Product::int8) continue;
+    int32_t sum = 0;
+    for (int64_t c = 0; c < k; ++c) sum += static_cast<signed char>(values[c]);
+    place[(words - 1) * kTileColumns] = uint32_t(sum);
   }
 }
 

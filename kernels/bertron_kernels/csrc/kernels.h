@@ -103,10 +103,8 @@ struct Threads {
 
 struct Kernels {
   const char* name;
-  bool has_bf16;
-  // `weight` [N, K] row by row: float, bf16 or int8 as `stored`; int8 for Product::int8 alone.
-  void (*pack)(const void* weight, Product stored, int64_t n, int64_t k, Product product,
-               void* packed);
+  // `weight` [N, K] row by row, of the product's type.
+  void (*pack)(const void* weight, int64_t n, int64_t k, Product product, void* packed);
   void (*linear)(const Linear&, Threads);
   void (*attention)(const Attention&, Threads);
   void (*bias_gelu)(const void* x, const void* bias, void* y, int64_t tokens, int64_t n, Activation,

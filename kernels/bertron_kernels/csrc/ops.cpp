@@ -107,13 +107,13 @@ Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
 
 const void* pointer(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
 
-// How a packed weight is multiplied, from its dtype; pack_weight's other half.
-Product product_of(const Tensor& packed) {
-  const ScalarType type = packed.scalar_type();
+// How a weight is multiplied, packed or not, from its dtype.
+Product product_of(const Tensor& weight) {
+  const ScalarType type = weight.scalar_type();
   if (type == ScalarType::Float) return Product::f32;
-  if (type == ScalarType::BFloat16 && kernels().has_bf16) return Product::bf16;
-  STD_TORCH_CHECK(type == ScalarType::Char, "weight has dtype ",
-                  name_of(type), ", expected what pack_weight gives with ", kernels().name);
+  if (type == ScalarType::BFloat16) return Product::bf16;
+  STD_TORCH_CHECK(type == ScalarType::Char, "weight has dtype ", name_of(type),
+                  ", expected torch.float32, torch.bfloat16 or torch.int8");
   return Product::int8;
 }
 
@@ -126,26 +126,15 @@ Tensor pack_weight(const Tensor weight, const std::optional<Tensor> scale,
                    const std::optional<Tensor> input_scale) {
   check_rank("weight", weight, "[N, K]");
   const ScalarType type = weight.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Char,
-                  "weight has dtype ", name_of(type),
-                  ", expected torch.float32, torch.bfloat16 or torch.int8");
+  const Product product = product_of(weight);
   STD_TORCH_CHECK((type == ScalarType::Char) == scale.has_value(),
                   "weight_scale comes with an int8 weight, and with no other");
   const int64_t n = weight.size(0), k = weight.size(1);
   STD_TORCH_CHECK(scale || !input_scale, "input_scale comes with an int8 weight, and with no other");
   check_floats("weight_scale", scale, n);
   check_floats("input_scale", input_scale, k);
-  const Product stored = type == ScalarType::Float      ? Product::f32
-                         : type == ScalarType::BFloat16 ? Product::bf16
-                                                        : Product::int8;
-  const Product product =
-      stored == Product::bf16 && !kernels().has_bf16 ? Product::f32 : stored;
-  const ScalarType packed_type = product == Product::f32    ? ScalarType::Float
-                                 : product == Product::bf16 ? ScalarType::BFloat16
-                                                            : ScalarType::Char;
-  Tensor packed =
-      empty({panels(n), words(product, k), kPanel, values_per_word(product)}, packed_type);
-  kernels().pack(weight.const_data_ptr(), stored, n, k, product, packed.mutable_data_ptr());
+  Tensor packed = empty({panels(n), words(product, k), kPanel, values_per_word(product)}, type);
+  kernels().pack(weight.const_data_ptr(), n, k, product, packed.mutable_data_ptr());
   return packed;
 }
 

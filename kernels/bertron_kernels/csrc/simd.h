@@ -21,6 +21,7 @@ typedef int32_t vi __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t vh __attribute__((vector_size(2 * kLanes)));
 typedef uint8_t vb __attribute__((vector_size(kLanes)));
 typedef vf vf_u __attribute__((aligned(4)));
+typedef vi vi_u __attribute__((aligned(4)));
 typedef vh vh_u __attribute__((aligned(2)));
 
 // Minus zero, not plus: that would be an addition, for the sake of -0.
@@ -44,6 +45,7 @@ BERTRON_INLINE float largest(vf v) {
 using bf16 = uint16_t;
 
 BERTRON_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_u*>(p); }
+BERTRON_INLINE vi load(const int32_t* p) { return *reinterpret_cast<const vi_u*>(p); }
 BERTRON_INLINE vf load(const bf16* p) {
   const vh half = *reinterpret_cast<const vh_u*>(p);
   return reinterpret_cast<vf>(__builtin_convertvector(half, vi) << 16);
