@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from bertron_kernels.native import LIBRARY
@@ -48,12 +49,18 @@ class BuildError(Exception):
     """The library was not built; the message says why, in a line or with the compiler's words."""
 
 
-def build(library: Path = LIBRARY, *, extra_flags: tuple[str, ...] = ()) -> bool:
+def build(
+    library: Path = LIBRARY,
+    *,
+    extra_flags: tuple[str, ...] = (),
+    instruction_sets: Mapping[str, list[str]] = INSTRUCTION_SETS,
+) -> bool:
     """Compile the library unless it is up to date.
 
     Args:
         library: Where it goes; a file of its own name ending in ``.txt`` beside it says from what.
         extra_flags: For the compiler and the linker, such as sanitizers.
+        instruction_sets: The flags of each file of the sources.
 
     Returns:
         Whether anything was compiled.
@@ -66,31 +73,36 @@ def build(library: Path = LIBRARY, *, extra_flags: tuple[str, ...] = ()) -> bool
         raise BuildError("g++ is not installed (Debian: apt-get install g++)")
     if platform.machine() != "x86_64":
         raise BuildError(f"the CPU library is for x86_64, this is {platform.machine()}")
-    stamp, note = _stamp(extra_flags), library.with_suffix(".txt")
+    stamp, note = _stamp(extra_flags, instruction_sets), library.with_suffix(".txt")
     if library.exists() and note.exists() and note.read_text() == stamp:
         return False
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as directory:
-        built = _compile(compiler, Path(directory), extra_flags)
+        built = _compile(compiler, Path(directory), extra_flags, instruction_sets)
         note.unlink(missing_ok=True)
         built.replace(library)
     note.write_text(stamp)
     return True
 
 
-def _compile(compiler: str, directory: Path, extra_flags: tuple[str, ...]) -> Path:
+def _compile(
+    compiler: str,
+    directory: Path,
+    extra_flags: tuple[str, ...],
+    instruction_sets: Mapping[str, list[str]],
+) -> Path:
     import torch
 
     home = Path(torch.__file__).parent
     include = ["-isystem", str(home / "include")]
     commands = []
-    for name, instruction_set in INSTRUCTION_SETS.items():
+    for name, instruction_set in instruction_sets.items():
         command = [compiler, *FLAGS, *instruction_set, *extra_flags, *include]
         commands.append([*command, "-c", str(SOURCES / name), "-o", str(directory / f"{name}.o")])
     with concurrent.futures.ThreadPoolExecutor() as pool:
         list(pool.map(_run, commands))
     library = directory / LIBRARY.name
-    objects = [str(directory / f"{name}.o") for name in INSTRUCTION_SETS]
+    objects = [str(directory / f"{name}.o") for name in instruction_sets]
     # NEEDED, so that it also loads into a process that has not loaded PyTorch yet.
     link = [compiler, "-shared", *extra_flags, *objects, f"-L{home / 'lib'}", "-ltorch_cpu"]
     _run([*link, "-o", str(library)])
@@ -105,14 +117,15 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{' '.join(command)}\n{done.stderr.strip()}")
 
 
-def _stamp(extra_flags: tuple[str, ...]) -> str:
+def _stamp(extra_flags: tuple[str, ...], instruction_sets: Mapping[str, list[str]]) -> str:
     import torch
 
     digest = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
-    flags = " ".join([*FLAGS, *extra_flags])
+    each = (flag for flags in instruction_sets.values() for flag in flags)
+    flags = " ".join([*FLAGS, *extra_flags, *each])
     return f"sources {digest.hexdigest()}\ntorch {torch.__version__}\nflags {flags}\n"
 
 

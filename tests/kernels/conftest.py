@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from bertron_kernels import implementation as chosen
 from bertron_kernels.native import CHOICES
+from emulated_cpu import EMULATED, build_emulated
 from kernel_launchers import LAUNCHERS
 from torch import Tensor
 
@@ -22,8 +24,8 @@ HAS_GPU = torch.cuda.is_available()
 # The norm of the error against float64, relative to the norm of the result.
 GATES = {torch.float32: 1e-5, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 
-# Every choice that this machine has: each includes those before it.
-ON_CPU = CHOICES[: CHOICES.index(chosen("cpu")) + 1]
+# Every choice that this machine has: each includes those before it. Then those that it has not.
+ON_CPU = [*CHOICES[: CHOICES.index(chosen("cpu")) + 1], *EMULATED]
 
 # The interpreter multiplies the bit patterns of bf16 in tl.dot; the CPU library takes no fp16.
 COMBINATIONS = [
@@ -109,13 +111,20 @@ def run_kernel() -> Iterator[Callable[..., Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def on_cpu() -> Iterator[Callable[[str], OpWorker]]:
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """The library for what this machine has not; compiled when first asked for."""
+    return cache(lambda: build_emulated(tmp_path_factory.mktemp("emulated")))
+
+
+@pytest.fixture(scope="session")
+def on_cpu(emulated: Callable[[], Path]) -> Iterator[Callable[[str], OpWorker]]:
     """The process that runs the ops on one of the CPU's choices, by name."""
     workers: dict[str, OpWorker] = {}
 
     def started(choice: str) -> OpWorker:
         if choice not in workers:
-            workers[choice] = OpWorker(choice)
+            library = {"BERTRON_CPU_LIBRARY": str(emulated())} if choice in EMULATED else {}
+            workers[choice] = OpWorker(choice, library)
         return workers[choice]
 
     yield started

@@ -11,6 +11,7 @@ import torch
 from bertron_kernels.arguments import POOLING_MODES
 from bertron_kernels.build import build
 from bertron_kernels.native import CHOICES, INSTRUCTION_SET
+from emulated_cpu import EMULATED, build_emulated
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,7 +20,8 @@ pytestmark = [
 ]
 
 DTYPES = (torch.float32, torch.bfloat16)
-SETS = CHOICES[1 : CHOICES.index(INSTRUCTION_SET or "eager") + 1]
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FLAGS = (*SANITIZERS, "-fno-omit-frame-pointer", "-g1", "-O1")
 
 
 def runtime(name):
@@ -33,10 +35,9 @@ def runtime(name):
 def sanitized(tmp_path_factory, start_worker):
     """A worker on the sanitized library, by instruction set."""
     path = tmp_path_factory.mktemp("sanitized") / "libbertron_cpu.so"
-    sanitizers = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    build(path, extra_flags=(*sanitizers, "-fno-omit-frame-pointer", "-g1", "-O1"))
+    build(path, extra_flags=FLAGS)
+    emulated = build_emulated(tmp_path_factory.mktemp("emulated"), FLAGS) if EMULATED else None
     environment = {
-        "BERTRON_CPU_LIBRARY": str(path),
         # libstdc++ too: the sanitizer looks for what throws before PyTorch has loaded it.
         "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libstdc++.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
@@ -46,7 +47,9 @@ def sanitized(tmp_path_factory, start_worker):
 
     def start(choice):
         # One thread, and a new one for each call: its scratch memory is exactly what it asked for.
-        workers.append(start_worker(choice, environment, num_threads=1))
+        library = emulated if choice in EMULATED else path
+        chosen = environment | {"BERTRON_CPU_LIBRARY": str(library)}
+        workers.append(start_worker(choice, chosen, num_threads=1))
         return workers[-1]
 
     yield start
@@ -54,7 +57,7 @@ def sanitized(tmp_path_factory, start_worker):
         worker.close()
 
 
-@pytest.mark.parametrize("choice", SETS)
+@pytest.mark.parametrize("choice", CHOICES[1:])
 def test_nothing_is_read_or_written_out_of_bounds(sanitized, randn, packed, choice):
     worker = sanitized(choice)
     for dtype in DTYPES:

@@ -1,0 +1,63 @@
+// Stands in for the AVX-512 instructions that the CPU library names, so that its AVX-512 tables run
+// on a CPU without them. All else there is in GCC's vector types, which GCC cuts in halves.
+#pragma once
+
+#include <immintrin.h>  // before the macros: it shows each instruction by whether they are defined
+
+#include <cstdint>
+#include <cstring>
+
+#define __AVX512F__ 1
+#define __AVX512VNNI__ 1
+#ifdef EMULATE_BF16
+#define __AVX512BF16__ 1
+#endif
+
+typedef float emulated_floats __attribute__((vector_size(64)));
+typedef int32_t emulated_words __attribute__((vector_size(64)));
+typedef int32_t emulated_words_u __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t emulated_halves __attribute__((vector_size(32)));
+
+static inline __m512i emulated_set1(int32_t value) {
+  return reinterpret_cast<__m512i>(value - emulated_words{});
+}
+static inline __m512i emulated_loadu(const void* p) {
+  return reinterpret_cast<__m512i>(
+      static_cast<emulated_words>(*static_cast<const emulated_words_u*>(p)));
+}
+// Unsigned bytes of `a` times signed bytes of `b`, four a word.
+static inline __m512i emulated_dpbusd(__m512i total, __m512i a, __m512i b) {
+  emulated_words out = reinterpret_cast<emulated_words>(total);
+  const emulated_words x = reinterpret_cast<emulated_words>(a);
+  const emulated_words y = reinterpret_cast<emulated_words>(b);
+  for (int shift = 0; shift < 32; shift += 8)
+    out += ((x >> shift) & 0xff) * (y << (24 - shift) >> 24);
+  return reinterpret_cast<__m512i>(out);
+}
+// Pairs of bf16: the odd term first, subnormal numbers as zero (which nothing here relies on).
+static inline __m512 emulated_dpbf16(__m512 total, __m512bh a, __m512bh b) {
+  const emulated_words x = reinterpret_cast<emulated_words>(a);
+  const emulated_words y = reinterpret_cast<emulated_words>(b);
+  const auto odd = [](emulated_words v) {
+    return reinterpret_cast<emulated_floats>(v & int32_t(0xffff0000));
+  };
+  const auto even = [](emulated_words v) { return reinterpret_cast<emulated_floats>(v << 16); };
+  emulated_floats out = reinterpret_cast<emulated_floats>(total);
+  out += odd(x) * odd(y);
+  out += even(x) * even(y);
+  return reinterpret_cast<__m512>(out);
+}
+// To nearest, ties to even; a NaN stays one.
+static inline __m256bh emulated_cvtneps(__m512 v) {
+  const emulated_floats value = reinterpret_cast<emulated_floats>(v);
+  const emulated_words bits = reinterpret_cast<emulated_words>(v);
+  const emulated_words rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const emulated_words chosen = value == value ? rounded : (bits | 0x400000);
+  return reinterpret_cast<__m256bh>(__builtin_convertvector(chosen >> 16, emulated_halves));
+}
+
+#define _mm512_set1_epi32 emulated_set1
+#define _mm512_loadu_si512 emulated_loadu
+#define _mm512_dpbusd_epi32 emulated_dpbusd
+#define _mm512_dpbf16_ps emulated_dpbf16
+#define _mm512_cvtneps_pbh emulated_cvtneps
