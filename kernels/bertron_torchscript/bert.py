@@ -241,19 +241,28 @@ class Bert(nn.Module):
 
     def _position_ids(self, input_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T]: each token's row in the position table."""
-        tokens = input_ids.size(0)
-        starts = cu_seqlens[:-1].to(torch.int64)  # [B]
-        lengths = torch.diff(cu_seqlens).to(torch.int64)
+        starts = cu_seqlens.to(torch.int64)  # [B + 1]
         if self.position_offset == 0:
-            index = torch.arange(tokens, device=input_ids.device)
-            return index - torch.repeat_interleave(starts, lengths, output_size=tokens)
+            ones = torch.ones_like(input_ids, dtype=torch.int64)
+            return _counts_within_texts(ones, starts, starts) - 1
         # RoBERTa numbers what is not the padding token, and gives that token the row of its own id:
         # a text that spells "<pad>" has one. transformers: create_position_ids_from_input_ids.
-        counted = input_ids != self.pad_token_id
-        ordinal = counted.to(torch.int64).cumsum(0)  # [T], 1-based over the whole batch
-        before = F.pad(ordinal, [1, 0]).index_select(0, starts)  # [B]
-        ordinal = ordinal - torch.repeat_interleave(before, lengths, output_size=tokens)
+        counted = (input_ids != self.pad_token_id).to(torch.int64)
+        before = F.pad(counted.cumsum(0), [1, 0]).index_select(0, starts)
+        ordinal = _counts_within_texts(counted, starts, before)
         return ordinal * counted + (self.position_offset - 1)
+
+
+def _counts_within_texts(counted: Tensor, starts: Tensor, before: Tensor) -> Tensor:
+    """[T]: the sum of ``counted`` [T] from each text's first token on, by one cumulative sum.
+
+    ``starts`` and ``before``, [B + 1] each: where texts begin, and the sum before that. Not by
+    ``repeat_interleave``: it is shared among OpenMP's threads on the CPU however little there is,
+    and they then look for more work on the cores that the next ops' threads want.
+    """
+    steps = F.pad(counted, [0, 1])  # one more, where empty texts at the end begin
+    steps.index_add_(0, starts[1:-1], before[:-2] - before[1:-1])
+    return steps.cumsum(0)[:-1]
 
 
 def _parameter(*shape: int) -> nn.Parameter:

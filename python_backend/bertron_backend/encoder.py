@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +33,10 @@ from bertron_backend.settings import EncoderSettings, GpuSettings
 
 FloatArray = npt.NDArray[np.float32]
 WARMUP_RUNS = 3  # the first makes buffers and threads, the others are timed against each other
-# A part's activations, 256 x (384 x 4 + 1536 x 2) bytes for MiniLM, fill a core's second cache.
-TOKENS_PER_CPU_FORWARD = 256
+# Activations of 1024 x (384 x 4 + 1536) floats, 12 MB for MiniLM, stay in a shared cache; 256 to
+# 12,800 tokens took as long.
+TOKENS_PER_CPU_FORWARD = 1024
 TOKENS_PER_GPU_FORWARD = 16384
-# Below this, cutting costs more in short matrix products than meeting less often saves. From here
-# on both take as long on idle cores; on busy ones a thread that is held up holds up all in each op.
-LEAST_TOKENS_PER_THREAD = 12
-# Of a thread's equal share of the tokens. Where a part would be larger, the others would wait for
-# its thread, and all share the ops of the whole batch instead.
-MOST_OF_A_SHARE = 1.25
 _log = logging.getLogger(__name__)
 
 
@@ -81,19 +75,6 @@ class Encoder:
         torch.set_num_threads(settings.intra_op_threads)
         gpu_dtype = None if self.device.type == "cpu" else gpu_settings.gpu_dtype
         self._load(gpu_dtype or self.manifest.dtype)
-        # A large batch is cut, and each thread computes parts of its own from end to end: they meet
-        # once a batch, not five times a layer, and a part stays in a core's cache. A small one is
-        # left whole, and the threads share each op.
-        self._workers = (
-            ThreadPoolExecutor(
-                settings.intra_op_threads,
-                "forward",
-                initializer=torch.set_num_threads,
-                initargs=(1,),
-            )
-            if self.device.type == "cpu" and settings.intra_op_threads > 1
-            else None
-        )
 
     def warm_up(self) -> CostModel:
         """Run the configured shapes, so that no user pays for what a first call costs.
@@ -215,29 +196,13 @@ class Encoder:
         return answers
 
     def _forward(self, requests: Sequence[PackedRequest]) -> FloatArray:
-        batches = self._cut(join(requests))
-        if len(batches) == 1:
-            return self._forward_batch(batches[0])
-        run = self._workers.map if self._workers else map
-        return np.concatenate(list(run(self._forward_batch, batches)))
-
-    def _cut(self, texts: PackedRequest) -> list[PackedBatch]:
-        """Cut a batch into a forward, or several for each thread."""
-        tokens = len(texts.input_ids)
-        threads = self._settings.intra_op_threads if self._workers else 1
-        set_limit = self._settings.max_tokens_per_forward
-        limit = set_limit or (
+        texts = join(requests)
+        limit = self._settings.max_tokens_per_forward or (
             TOKENS_PER_CPU_FORWARD if self.device.type == "cpu" else TOKENS_PER_GPU_FORWARD
         )
-        if tokens < threads * LEAST_TOKENS_PER_THREAD:
-            return list(split(texts, -(-tokens // limit)))
-        parts = threads * -(-tokens // (threads * limit))
-        batches = list(split(texts, parts))
-        if 1 < parts == threads and (not set_limit or tokens <= set_limit):
-            largest = max(len(batch.input_ids) for batch in batches)
-            if largest > MOST_OF_A_SHARE * tokens / threads:
-                return list(split(texts, 1))
-        return batches
+        batches = split(texts, -(-len(texts.input_ids) // limit))
+        rows = [self._forward_batch(batch) for batch in batches]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def _forward_batch(self, batch: PackedBatch) -> FloatArray:
         """[B, E] float32."""

@@ -38,6 +38,9 @@ constexpr int64_t kChunkRows = 96;
 // time from 50 rows on): a tile of rows stays in L1 and goes through a panel of weights in L2.
 constexpr int64_t kShortRows = 48;
 
+// Row by row the threads share no fewer than this.
+constexpr int64_t kSharedRows = 32;
+
 // A word of a caller's bf16 row, which may start at any bf16.
 typedef uint32_t word_u __attribute__((aligned(2)));
 
@@ -327,11 +330,17 @@ struct Gemm {
     // As few tiles as hold them, and as long: one of a row or two would wait for its own sums.
     int64_t tiles() const { return parts_of(end - begin, Dot::tile_rows); }
     int64_t bound(int64_t tile) const { return begin + (end - begin) * tile / tiles(); }
+    // One of `count` parts, of whole tiles.
+    Rows part(int64_t number, int64_t count) const {
+      const int64_t first = bound(tiles() * number / count);
+      return {first, bound(tiles() * (number + 1) / count), at(first), stride,
+              quantized == nullptr ? nullptr : quantized + (first - begin)};
+    }
   };
 
   // Those of x itself where they already stand as the product wants them; else this thread's memory,
-  // until its next product.
-  Rows rows(int64_t begin, int64_t end) const {
+  // until its next product. Many are shared among `threads`.
+  Rows rows(int64_t begin, int64_t end, bertron::Threads threads = {1}) const {
     const In* x = static_cast<const In*>(p.x);
     if (std::is_same_v<In, typename Dot::Row> &&
         p.k % bertron::values_per_word(Dot::product) == 0)
@@ -340,15 +349,18 @@ struct Gemm {
     const int64_t stride = words * Dot::row_words + 16;  // room for the last vector's store
     uint32_t* out = scratch<uint32_t>(0, (end - begin) * stride);
     QuantizedRow* quantized = scratch<QuantizedRow>(3, end - begin);
-    for (int64_t row = begin; row < end; ++row) {
-      uint32_t* place = out + (row - begin) * stride;
-      if constexpr (Dot::product != Product::int8) {
-        row_to<typename Dot::Row>(x + row * p.k, p.k, place);
-      } else {
-        quantized[row - begin] = row_to_int8(x + row * p.k, p.input_scale, p.k, place);
-        if constexpr (Dot::row_words == 2) widen_row(place, words);
+    parallel(threads, end - begin, kSharedRows, [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        const In* values = x + (begin + row) * p.k;
+        uint32_t* place = out + row * stride;
+        if constexpr (Dot::product != Product::int8) {
+          row_to<typename Dot::Row>(values, p.k, place);
+        } else {
+          quantized[row] = row_to_int8(values, p.input_scale, p.k, place);
+          if constexpr (Dot::row_words == 2) widen_row(place, words);
+        }
       }
-    }
+    });
     return {begin, end, out, stride, quantized};
   }
 
@@ -488,13 +500,23 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
       add_norm_rows<Out>(p, row, stop, totals);
     });
   } else {
-    const auto rows = gemm.rows(0, p.tokens);
+    const auto rows = gemm.rows(0, p.tokens, threads);
     float* totals = p.residual == nullptr ? nullptr : scratch<float>(2, p.tokens * p.n);
-    parallel(threads, panels, 1, [&](int64_t first, int64_t last) {
-      totals == nullptr ? gemm.multiply(rows, first, last, keep_output)
-                        : gemm.multiply(rows, first, last, Keep{totals, p.n});
+    // More threads than half of the panels get some of a panel's rows each.
+    const int64_t parts = std::clamp<int64_t>(parts_of(2 * threads.count, panels), 1,
+                                              parts_of(p.tokens, 2 * kTileRows));
+    parallel(threads, panels * parts, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const auto some = rows.part(i % parts, parts);
+        const int64_t panel = i / parts;
+        totals == nullptr ? gemm.multiply(some, panel, panel + 1, keep_output)
+                          : gemm.multiply(some, panel, panel + 1, Keep{totals, p.n});
+      }
     });
-    if (totals != nullptr) add_norm_rows<Out>(p, 0, p.tokens, totals);
+    if (totals == nullptr) return;
+    parallel(threads, p.tokens, kSharedRows, [&](int64_t first, int64_t last) {
+      add_norm_rows<Out>(p, first, last, totals + first * p.n);
+    });
   }
 }
 
