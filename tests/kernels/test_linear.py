@@ -175,6 +175,13 @@ def test_a_large_mean_keeps_its_digits(cpu, randn):
     assert (cpu.run(op, *arguments).double() - exact).norm() <= 1e-4 * exact.norm()
 
 
+@pytest.mark.parametrize("op", OPS[:2])
+def test_no_outputs_are_none(cpu, op):
+    x, weight, bias = torch.ones(5, 64), torch.ones(0, 64), torch.ones(0)
+    packed = cpu.run("pack_weight", weight, None, None)
+    assert cpu.run(op, x, packed, None, None, bias).shape == (5, 0)
+
+
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("op", OPS)
 def test_a_batch_equals_its_parts_for_any_number_of_threads(library, randn, op, product):

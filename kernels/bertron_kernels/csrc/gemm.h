@@ -488,7 +488,7 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
   };
   // Many rows: each thread takes some through all columns. Few: each takes some columns.
   const bool by_rows = p.tokens >= 16 * threads.count;
-  if (p.tokens == 0) return;
+  if (p.tokens == 0 || p.n == 0) return;
   if (by_rows && p.residual == nullptr) {
     parallel_rows(p.tokens, threads, [&](int64_t row, int64_t stop) {
       gemm.multiply(gemm.rows(row, stop), 0, panels, keep_output);
