@@ -60,7 +60,7 @@ def build(
     Args:
         library: Where it goes; a file of its own name ending in ``.txt`` beside it says from what.
         extra_flags: For the compiler and the linker, such as sanitizers.
-        instruction_sets: The flags of each file of the sources.
+        instruction_sets: By source file, the flags that only it gets.
 
     Returns:
         Whether anything was compiled.

@@ -111,15 +111,10 @@ def run_kernel() -> Iterator[Callable[..., Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """The library for what this machine has not; compiled when first asked for."""
-    return cache(lambda: build_emulated(tmp_path_factory.mktemp("emulated")))
-
-
-@pytest.fixture(scope="session")
-def on_cpu(emulated: Callable[[], Path]) -> Iterator[Callable[[str], OpWorker]]:
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], OpWorker]]:
     """The process that runs the ops on one of the CPU's choices, by name."""
     workers: dict[str, OpWorker] = {}
+    emulated = cache(lambda: build_emulated(tmp_path_factory.mktemp("emulated")))
 
     def started(choice: str) -> OpWorker:
         if choice not in workers:

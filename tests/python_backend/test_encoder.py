@@ -17,9 +17,10 @@ from bertron_torchscript.export import export
 from tiny_checkpoints import make_checkpoint
 
 SHAPES = ((1, 8), (3, 500))
-# One thread, and two; batches cut small, and whole.
+# One thread; two with batches cut small; two with whole ones.
 SETTINGS = (
     EncoderSettings(SHAPES, max_tokens_per_forward=64, intra_op_threads=1),
+    EncoderSettings(SHAPES, max_tokens_per_forward=64, intra_op_threads=2),
     EncoderSettings(SHAPES, max_tokens_per_forward=0, intra_op_threads=2),
 )
 
@@ -31,7 +32,7 @@ def directory(tmp_path_factory):
     return next(tmp_path_factory.getbasetemp().glob("models*/models/bert/1"))
 
 
-@pytest.fixture(scope="module", params=SETTINGS, ids=["1 thread, cut", "2 threads"])
+@pytest.fixture(scope="module", params=SETTINGS, ids=["1 thread", "2 threads cut", "2 threads"])
 def encoder(directory, request):
     return Encoder(directory, "cpu", request.param)
 

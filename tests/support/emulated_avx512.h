@@ -5,7 +5,6 @@
 #include <immintrin.h>  // before the macros: it shows each instruction by whether they are defined
 
 #include <cstdint>
-#include <cstring>
 
 #define __AVX512F__ 1
 #define __AVX512VNNI__ 1
@@ -34,7 +33,7 @@ static inline __m512i emulated_dpbusd(__m512i total, __m512i a, __m512i b) {
     out += ((x >> shift) & 0xff) * (y << (24 - shift) >> 24);
   return reinterpret_cast<__m512i>(out);
 }
-// Pairs of bf16: the odd term first, subnormal numbers as zero (which nothing here relies on).
+// Pairs of bf16, the odd term first. The instruction also takes subnormal numbers for zero.
 static inline __m512 emulated_dpbf16(__m512 total, __m512bh a, __m512bh b) {
   const emulated_words x = reinterpret_cast<emulated_words>(a);
   const emulated_words y = reinterpret_cast<emulated_words>(b);

@@ -38,7 +38,7 @@ constexpr int64_t kChunkRows = 96;
 // time from 50 rows on): a tile of rows stays in L1 and goes through a panel of weights in L2.
 constexpr int64_t kShortRows = 48;
 
-// Row by row the threads share no fewer than this.
+// What goes row by row is shared in parts of so many rows.
 constexpr int64_t kSharedRows = 32;
 
 // A word of a caller's bf16 row, which may start at any bf16.
@@ -505,13 +505,11 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
     // More threads than half of the panels get some of a panel's rows each.
     const int64_t parts = std::clamp<int64_t>(parts_of(2 * threads.count, panels), 1,
                                               parts_of(p.tokens, 2 * kTileRows));
-    parallel(threads, panels * parts, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const auto some = rows.part(i % parts, parts);
-        const int64_t panel = i / parts;
-        totals == nullptr ? gemm.multiply(some, panel, panel + 1, keep_output)
-                          : gemm.multiply(some, panel, panel + 1, Keep{totals, p.n});
-      }
+    parallel(threads, panels * parts, 1, [&](int64_t i, int64_t) {
+      const auto some = rows.part(i % parts, parts);
+      const int64_t panel = i / parts;
+      totals == nullptr ? gemm.multiply(some, panel, panel + 1, keep_output)
+                        : gemm.multiply(some, panel, panel + 1, Keep{totals, p.n});
     });
     if (totals == nullptr) return;
     parallel(threads, p.tokens, kSharedRows, [&](int64_t first, int64_t last) {
