@@ -55,8 +55,27 @@ static inline __m256bh emulated_cvtneps(__m512 v) {
   return reinterpret_cast<__m256bh>(__builtin_convertvector(chosen >> 16, emulated_halves));
 }
 
+// Of each pair of lanes the larger or smaller; where either is NaN, that of `b`. No lane is masked.
+static inline __m512 emulated_max(int, __m512 a, __m512 b) {
+  const emulated_floats x = reinterpret_cast<emulated_floats>(a);
+  const emulated_floats y = reinterpret_cast<emulated_floats>(b);
+  return reinterpret_cast<__m512>(x > y ? x : y);
+}
+static inline __m512 emulated_min(int, __m512 a, __m512 b) {
+  const emulated_floats x = reinterpret_cast<emulated_floats>(a);
+  const emulated_floats y = reinterpret_cast<emulated_floats>(b);
+  return reinterpret_cast<__m512>(x < y ? x : y);
+}
+static inline __m512i emulated_widen(int, __m256i halves) {
+  return reinterpret_cast<__m512i>(
+      __builtin_convertvector(reinterpret_cast<emulated_halves>(halves), emulated_words));
+}
+
 #define _mm512_set1_epi32 emulated_set1
 #define _mm512_loadu_si512 emulated_loadu
 #define _mm512_dpbusd_epi32 emulated_dpbusd
 #define _mm512_dpbf16_ps emulated_dpbf16
 #define _mm512_cvtneps_pbh emulated_cvtneps
+#define _mm512_maskz_max_ps emulated_max
+#define _mm512_maskz_min_ps emulated_min
+#define _mm512_maskz_cvtepu16_epi32 emulated_widen

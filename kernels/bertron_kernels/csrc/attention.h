@@ -15,33 +15,57 @@ struct Head {
   int64_t length, stride, head_dim, y_stride;
 };
 
-// Keys to panels of words, as a packed weight.
+// Lane j of vector i for lane i of vector j: by halves, quarters and so on of the whole square.
+template <int DISTANCE = kLanes / 2>
+BERTRON_INLINE void transpose(vi* rows) {
+  vi low, high;  // lanes of two vectors, those of the second behind the first's
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const bool is_second = lane & DISTANCE;
+    low[lane] = is_second ? lane - DISTANCE + kLanes : lane;
+    high[lane] = is_second ? lane + kLanes : lane + DISTANCE;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & DISTANCE) continue;
+    const vi a = rows[i], b = rows[i + DISTANCE];
+    rows[i] = __builtin_shuffle(a, b, low);
+    rows[i + DISTANCE] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (DISTANCE > 1) transpose<DISTANCE / 2>(rows);
+}
+
+// Keys to panels of words, as a packed weight. Scores of keys that do not exist are never read.
 template <class Dot, class T>
 void pack_keys(const Head<T>& h, int64_t words, uint32_t* out) {
   constexpr int64_t per_word = bertron::values_per_word(Dot::product);
-  const int64_t panels = bertron::panels(h.length);
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t count = std::min(kPanel, h.length - panel * kPanel);
-    for (int64_t s = 0; s < count; ++s) {
-      uint32_t* place = out + panel * words * kPanel + column_place(s, words);
-      const T* key = h.key + (panel * kPanel + s) * h.stride;
-      if (sizeof(T) * per_word == 4 && h.head_dim % per_word == 0) {
-        for (int64_t w = 0; w < words; ++w)
-          std::memcpy(place + w * kTileColumns, key + w * per_word, 4);
-      } else {
-        for (int64_t w = 0; w < words; ++w) place[w * kTileColumns] = 0;
-        for (int64_t d = 0; d < h.head_dim; ++d) {
-          const vf value = splat(widen(key[d]));
-          char* word = reinterpret_cast<char*>(place + d / per_word * kTileColumns);
-          if constexpr (per_word == 1) std::memcpy(word, &value, 4);
-          else reinterpret_cast<bf16*>(word)[d % 2] = to_bf16(value)[0];
-        }
+  static_assert(per_word == 1 || std::is_same_v<T, bf16>);
+  const int64_t whole = h.head_dim / per_word / kLanes * kLanes;  // words, in whole vectors
+  for (int64_t s0 = 0; s0 < h.length; s0 += kLanes) {
+    uint32_t* place = out + s0 / kPanel * words * kPanel + column_place(s0 % kPanel, words);
+    const int64_t count = std::min(kLanes, h.length - s0);
+    const T* keys = h.key + s0 * h.stride;
+    for (int64_t w = 0; w < whole; w += kLanes) {
+      vi block[kLanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const T* values = keys + i * h.stride + w * per_word;
+        if (i >= count) block[i] = vi{};
+        else if constexpr (per_word == 1) block[i] = reinterpret_cast<vi>(load(values));
+        else block[i] = load(reinterpret_cast<const int32_t*>(values));
       }
+      transpose(block);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i)
+        std::memcpy(place + (w + i) * kTileColumns, &block[i], sizeof block[i]);
     }
-    // Scores of keys that do not exist are never read.
-    for (int64_t s = count; s < (count + kLanes - 1) / kLanes * kLanes; ++s)
-      for (int64_t w = 0; w < words; ++w)
-        out[panel * words * kPanel + column_place(s, words) + w * kTileColumns] = 0;
+    for (int64_t w = whole; w < words; ++w) std::fill_n(place + w * kTileColumns, kLanes, 0);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t d = whole * per_word; d < h.head_dim; ++d) {
+        char* word = reinterpret_cast<char*>(place + d / per_word * kTileColumns + i);
+        const T value = keys[i * h.stride + d];
+        if constexpr (per_word == 1) *reinterpret_cast<float*>(word) = widen(value);
+        else reinterpret_cast<bf16*>(word)[d % 2] = value;
+      }
   }
 }
 
@@ -87,6 +111,14 @@ void attend(const Head<T>& h, float scale) {
   const bool in_place = sizeof(T) * per_word == 4 && h.head_dim % per_word == 0 &&
                         h.stride % per_word == 0;
   const float to_exponent = scale * kLog2E;
+  // What stands at columns c and on of a row, but for the lanes beyond the last key. Not by writing
+  // those lanes first: a vector that was just written in pieces is waited for.
+  const int64_t whole = h.length / kLanes * kLanes;
+  vi last;
+  for (int i = 0; i < kLanes; ++i) last[i] = i < h.length - whole ? -1 : 0;
+  const auto of_keys = [&](vf v, int64_t c, float otherwise) __attribute__((always_inline)) {
+    return c < whole ? v : last ? v : splat(otherwise);
+  };
   for (int64_t s0 = 0; s0 < h.length; s0 += kTileRows) {
     const int64_t count = std::min<int64_t>(kTileRows, h.length - s0);
     const word_u* query = reinterpret_cast<const word_u*>(h.query + s0 * h.stride);
@@ -109,15 +141,13 @@ void attend(const Head<T>& h, float scale) {
     float inverse[kTileRows];
     for (int64_t i = 0; i < count; ++i) {
       float* row = scores + i * padded;
-      for (int64_t c = h.length; c % kLanes; ++c) row[c] = -INFINITY;
-      vf high = load(row);
-      for (int64_t c = kLanes; c < h.length; c += kLanes) high = vmax(high, load(row + c));
+      vf high = splat(-INFINITY);
+      for (int64_t c = 0; c < h.length; c += kLanes)
+        high = vmax(of_keys(load(row + c), c, -INFINITY), high);
       const vf offset = splat(largest(high) * to_exponent);
       vf total{};
       for (int64_t c = 0; c < h.length; c += kLanes) {
-        vf p = exp2_of(load(row + c) * to_exponent - offset);
-        // exp2_of holds at 2^-126; what was masked must be nothing at all.
-        if (c + kLanes > h.length) p = load(row + c) == -INFINITY ? vf{} : p;
+        const vf p = of_keys(exp2_of(load(row + c) * to_exponent - offset), c, 0.f);
         total += p;
         if constexpr (per_word == 1) store(row + c, p);
         else store(reinterpret_cast<bf16*>(weights + i * (padded / 2)) + c, p);

@@ -229,9 +229,7 @@ QuantizedRow row_to_int8(const T* x, const float* input_scale, int64_t k, uint32
   const vf magic = splat(12582912.f), offset = splat(float(row.zero));
   for (int64_t c = 0; c < k; c += kLanes) {
     vf v = (scaled(c) * inverse + magic) - magic + offset;
-    v = vmax(vmin(v, splat(255.f)), splat(0.f));
-    const vb narrow = __builtin_convertvector(__builtin_convertvector(v, vi), vb);
-    std::memcpy(values + c, &narrow, std::min(kLanes, k - c));
+    store_some(values + c, vmax(vmin(v, splat(255.f)), splat(0.f)), k - c);
   }
   for (int64_t c = k; c % 4; ++c) values[c] = 0;
   return row;
@@ -412,33 +410,35 @@ struct Gemm {
     return (std::min(kPanel, p.n - panel * kPanel) + kLanes - 1) / kLanes * kLanes;
   }
 
+  // What the loop over the rows needs is copied here: its stores could be to any memory.
   template <class Keep>
   void finish(const Rows& rows, int64_t row, int64_t count, int64_t column0, int64_t columns,
-              const float* sums, int64_t sums_stride, const Keep& keep) const {
+              const float* sums, int64_t sums_stride, const Keep keep) const {
+    constexpr bool is_int8 = Dot::product == Product::int8;
+    const QuantizedRow* quantized = is_int8 ? rows.quantized + (row - rows.begin) : nullptr;
     for (int64_t c = 0; c < columns; c += kLanes) {
       const int64_t column = column0 + c, left = p.n - column;
       const vf bias = load_some(static_cast<const Out*>(p.bias) + column, left);
+      const vf scale = is_int8 ? load_some(p.scale + column, left) : vf{};
+      const vi weight_sums = is_int8 ? column_sums(column) : vi{};
       for (int64_t i = 0; i < count; ++i) {
         vf value = load(sums + i * sums_stride + c);
-        if constexpr (Dot::product == Product::int8)
-          value = unquantized(value, rows.quantized[row + i - rows.begin], column_sums(column)) *
-                  load_some(p.scale + column, left);
+        if constexpr (is_int8) {
+          // The row's offset taken back, then from integers to real values.
+          const vi sum = reinterpret_cast<vi>(value) - weight_sums * quantized[i].zero;
+          value = __builtin_convertvector(sum, vf) * quantized[i].scale * scale;
+        }
         keep(row + i, column, value + bias, left);
       }
     }
   }
 
-  // A weight's sum over the reduction, stored behind its words.
-  const uint32_t* column_sums(int64_t column) const {
-    return static_cast<const uint32_t*>(p.weight) + column / kPanel * stored_words * kPanel +
-           column_place(column % kPanel, stored_words) + words * kTileColumns;
-  }
-
-  // Integer sums to real ones, but for the columns' scales; the offset of the row is taken back.
-  BERTRON_INLINE vf unquantized(vf stored, const QuantizedRow& row, const uint32_t* column_sums) {
-    vi sums;
-    std::memcpy(&sums, column_sums, sizeof sums);
-    return __builtin_convertvector(reinterpret_cast<vi>(stored) - sums * row.zero, vf) * row.scale;
+  // The weights' sums over the reduction, stored behind a column's words.
+  vi column_sums(int64_t column) const {
+    const uint32_t* place = static_cast<const uint32_t*>(p.weight) +
+                            column / kPanel * stored_words * kPanel +
+                            column_place(column % kPanel, stored_words) + words * kTileColumns;
+    return load(reinterpret_cast<const int32_t*>(place));
   }
 };
 
@@ -483,8 +483,9 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
   const Gemm<Dot, In, Out> gemm{p};
   const int64_t panels = bertron::panels(p.n);
   Out* y = static_cast<Out*>(p.y);
-  const auto keep_output = [&](int64_t row, int64_t column, vf v, int64_t left) {
-    store_some(y + row * p.n + column, p.gelu ? gelu_of(v) : v, left);
+  const auto keep_output = [y, n = p.n, gelu = p.gelu](int64_t row, int64_t column, vf v,
+                                                       int64_t left) {
+    store_some(y + row * n + column, gelu ? gelu_of(v) : v, left);
   };
   // Many rows: each thread takes some through all columns. Few: each takes some columns.
   const bool by_rows = p.tokens >= 16 * threads.count;

@@ -23,24 +23,39 @@ typedef uint8_t vb __attribute__((vector_size(kLanes)));
 typedef vf vf_u __attribute__((aligned(4)));
 typedef vi vi_u __attribute__((aligned(4)));
 typedef vh vh_u __attribute__((aligned(2)));
+typedef vb vb_u __attribute__((aligned(1)));
 
 // Minus zero, not plus: that would be an addition, for the sake of -0.
 BERTRON_INLINE vf splat(float value) { return value - vf{}; }
 BERTRON_INLINE vi splat(int32_t value) { return value - vi{}; }
-// Where either is NaN, `b`: as the instruction.
-BERTRON_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
-BERTRON_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
+// Where either is NaN, `b`. By name: GCC 12 would compare and blend where one is a constant.
+#ifdef __AVX512F__
+BERTRON_INLINE vf vmax(vf a, vf b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+BERTRON_INLINE vf vmin(vf a, vf b) { return _mm512_maskz_min_ps(0xffff, a, b); }
+#else
+BERTRON_INLINE vf vmax(vf a, vf b) { return _mm256_max_ps(a, b); }
+BERTRON_INLINE vf vmin(vf a, vf b) { return _mm256_min_ps(a, b); }
+#endif
 
+// The lanes, each in the place of the one `distance` (a power of two) from it.
+template <int DISTANCE>
+BERTRON_INLINE vf exchanged(vf v) {
+  vi places;
+  for (int i = 0; i < kLanes; ++i) places[i] = i ^ DISTANCE;
+  return __builtin_shuffle(v, places);
+}
+// All lanes together, by halves.
+template <class F>
+BERTRON_INLINE float folded(vf v, const F& f) {
+  if constexpr (kLanes == 16) v = f(v, exchanged<8>(v));
+  v = f(v, exchanged<4>(v));
+  v = f(v, exchanged<2>(v));
+  return f(v, exchanged<1>(v))[0];
+}
 BERTRON_INLINE float sum(vf v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  return folded(v, [](vf a, vf b) __attribute__((always_inline)) { return a + b; });
 }
-BERTRON_INLINE float largest(vf v) {
-  float found = v[0];
-  for (int i = 1; i < kLanes; ++i) found = v[i] > found ? v[i] : found;
-  return found;
-}
+BERTRON_INLINE float largest(vf v) { return folded(v, vmax); }
 
 using bf16 = uint16_t;
 
@@ -48,7 +63,13 @@ BERTRON_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_u*>(p
 BERTRON_INLINE vi load(const int32_t* p) { return *reinterpret_cast<const vi_u*>(p); }
 BERTRON_INLINE vf load(const bf16* p) {
   const vh half = *reinterpret_cast<const vh_u*>(p);
-  return reinterpret_cast<vf>(__builtin_convertvector(half, vi) << 16);
+  // By name: GCC 12 would widen by halves.
+#ifdef __AVX512F__
+  const auto wide = _mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(half));
+#else
+  const auto wide = _mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(half));
+#endif
+  return reinterpret_cast<vf>(reinterpret_cast<vi>(wide) << 16);
 }
 BERTRON_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_u*>(p) = v; }
 
@@ -65,6 +86,15 @@ BERTRON_INLINE vh to_bf16(vf v) {
 #endif
 }
 BERTRON_INLINE void store(bf16* p, vf v) { *reinterpret_cast<vh_u*>(p) = to_bf16(v); }
+// Whole numbers, 0 to 255.
+BERTRON_INLINE void store(uint8_t* p, vf v) {
+  const vi words = __builtin_convertvector(v, vi);
+#ifdef __AVX512F__
+  *reinterpret_cast<vb_u*>(p) = __builtin_convertvector(words, vb);
+#else  // GCC 12 would take one after the other
+  *reinterpret_cast<vb_u*>(p) = __builtin_convertvector(__builtin_convertvector(words, vh), vb);
+#endif
+}
 
 BERTRON_INLINE float widen(float value) { return value; }
 BERTRON_INLINE float widen(bf16 value) {
