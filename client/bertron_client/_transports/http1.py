@@ -7,6 +7,7 @@ Source: RFC 9112.
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Dict, Mapping, Optional
 
@@ -16,6 +17,7 @@ from .._wire.tensors import MAX_ANSWER_BYTES
 
 MAX_HEAD_BYTES = 64 * 1024  # Triton server's is below 500
 _BODILESS = (204, 304)
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
@@ -27,7 +29,7 @@ def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
     lines = [f"{method} {target} HTTP/1.1"]
     for name, value in headers.items():
         line = f"{name}: {value}"
-        if any(ord(character) < 32 or ord(character) == 127 for character in line):
+        if _CONTROL_CHARACTER.search(line):
             raise ValueError(f"the value of header {name} holds a control character")
         lines.append(line)
     return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -91,8 +91,10 @@ class Team {
     work(0);
     uint32_t left = 0;
     const auto done = [&] { return (left = unfinished_.load(std::memory_order_acquire)) == 0; };
-    if (!spin(done, [] { return false; }))
+    if (!spin(done, [] { return false; })) {
+      keep_off(kNoCpu);  // a helper that is held up where it is may go on here
       while (!done()) unfinished_.wait(left, std::memory_order_acquire);
+    }
     if (thrown_) std::rethrow_exception(std::exchange(thrown_, nullptr));
   }
 
@@ -105,7 +107,7 @@ class Team {
         std::thread helper([this, number = helpers() + 1, op = op_.load()] { help(number, op); });
         helpers_.push_back(helper.native_handle());
         helper.detach();
-        caller_cpu_ = -1;
+        caller_cpu_ = kUnknown;
       }
     } catch (const std::exception&) {  // no memory, or no more threads
     }
@@ -114,14 +116,15 @@ class Team {
 
   int64_t helpers() const { return int64_t(helpers_.size()); }
 
-  // Helpers may run wherever the caller may, but where it runs now. Left to Linux they wake on its
-  // CPU where all others sleep deeply, as a virtual machine's do after some ms: it takes those for
-  // taken by the host (vcpu_is_preempted), and both share one CPU until it balances its queues.
+  // Helpers may run wherever the caller may, but on `cpu`, which is where it runs. Left to Linux
+  // they wake on its CPU where all others sleep deeply, as a virtual machine's do after some ms: it
+  // takes those for taken by the host (vcpu_is_preempted), and both share one CPU until it balances
+  // its queues.
   void keep_off(int cpu) {
     cpu_set_t allowed;
     if (cpu == caller_cpu_ || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
     caller_cpu_ = cpu;
-    CPU_CLR(cpu, &allowed);
+    if (cpu != kNoCpu) CPU_CLR(cpu, &allowed);
     if (CPU_COUNT(&allowed) == 0) return;
     for (const pthread_t helper : helpers_)
       pthread_setaffinity_np(helper, sizeof allowed, &allowed);
@@ -161,7 +164,9 @@ class Team {
 
   std::mutex shared_, throwing_;
   std::vector<pthread_t> helpers_;
-  int caller_cpu_ = -1;
+  // What the helpers were last kept off.
+  static constexpr int kNoCpu = -1, kUnknown = -2;
+  int caller_cpu_ = kUnknown;
   // The op: written while no chunk is to be had or being computed, read by who has taken one.
   int64_t count_ = 0, chunk_ = 1;
   Body body_ = nullptr;
