@@ -2,40 +2,63 @@
 
 import statistics
 import time
+from dataclasses import dataclass
 
+import pytest
 from bertron_client import Client
 from bertron_server.server import TritonServer
 from real_server import MODEL_REPOSITORY, TEXTS, TIMEOUT_S
 
 STARTS = 3
-# What is left to compile, load or allocate costs the first request at every start, and threads that
-# wake on each other's core cost it at nearly half of them: the median shows both. One start alone
-# may meet another process's work.
-MOST = 2.0
+PAUSES = 7
+PAUSE_S = 0.2  # longer ones cost no more
 
 
-def first_and_hundredth_s() -> tuple[float, float]:
-    """Seconds of the first request that a new server gets, and in the median around the hundredth.
+@dataclass
+class Seconds:
+    """Of one text's calls on a server just started; the last two in the median of several."""
 
-    The connection and the model's limits, which the first call of any client needs, are not the
-    server's warmth: a call about them comes before.
-    """
+    first: float
+    hundredth: float
+    after_a_pause: float
+
+
+@pytest.fixture(scope="module")
+def starts():
+    return [measured() for _ in range(STARTS)]
+
+
+def measured() -> Seconds:
+    """The connection and the model's limits, which the first call of any client needs, are not the
+    server's warmth: a call about them comes before."""
     with (
         TritonServer(MODEL_REPOSITORY, log_path=None) as server,
         Client(server.http_url, timeout_s=TIMEOUT_S) as client,
     ):
         client.server_info()
-        times = []
-        for _ in range(110):
+
+        def seconds(pause_s: float = 0.0) -> float:
+            time.sleep(pause_s)
             started = time.perf_counter()
             client.embed(TEXTS[:1])
-            times.append(time.perf_counter() - started)
-    return times[0], statistics.median(times[90:])
+            return time.perf_counter() - started
+
+        in_a_row = [seconds() for _ in range(110)]
+        rested = [seconds(PAUSE_S) for _ in range(PAUSES)]
+    return Seconds(in_a_row[0], statistics.median(in_a_row[90:]), statistics.median(rested))
 
 
-def test_the_first_request_pays_for_nothing_that_the_hundredth_does_not():
-    ratios = []
-    for _ in range(STARTS):
-        first_s, hundredth_s = first_and_hundredth_s()
-        ratios.append(first_s / hundredth_s)
-    assert statistics.median(ratios) <= MOST, ratios
+# What is left to compile, load or allocate costs the first request at every start, and threads that
+# wake on each other's core cost it at nearly half of them: the median of the starts shows both. One
+# start alone may meet another process's work.
+
+
+def test_the_first_request_is_as_fast_as_any_that_comes_after_a_pause(starts):
+    ratios = [start.first / start.after_a_pause for start in starts]
+    assert statistics.median(ratios) <= 1.4, ratios
+
+
+def test_the_first_request_is_not_far_from_the_hundredth_in_a_row(starts):
+    # A CPU that has rested multiplies slowly for its first milliseconds: docs/decisions/0015.
+    ratios = [start.first / start.hundredth for start in starts]
+    assert statistics.median(ratios) <= 2, ratios
