@@ -54,6 +54,7 @@ class TritonPythonModel:
         )
 
     def finalize(self) -> None:
-        """Take the metrics away."""
+        """Take the metrics away, and what lies outside this process."""
         self._publisher.stop()
         self._metrics.remove()
+        self._encoder.close()

@@ -30,6 +30,7 @@ from bertron_backend.packing import (
 )
 from bertron_backend.probe import probe_batches, settle_dtype
 from bertron_backend.settings import EncoderSettings, GpuSettings
+from bertron_backend.shared_weights import SharedWeights, SharingError, default_directory
 
 FloatArray = npt.NDArray[np.float32]
 WARMUP_RUNS = 3  # the first makes buffers and threads, the others are timed against each other
@@ -52,6 +53,7 @@ class Encoder:
     Attributes:
         counts: Of the batches that were embedded, the warm-up's not among them.
         graphs: On a GPU, after the warm-up, where CUDA graphs are on and possible.
+        shared_weights: Where other instances on CPUs have the same weights.
 
     Raises:
         ManifestError: The file is not what the export wrote.
@@ -68,6 +70,7 @@ class Encoder:
         self.device = torch.device(device)
         self.counts = BatchCounts()
         self.graphs: CudaGraphs | None = None
+        self.shared_weights: SharedWeights | None = None
         self._settings = settings
         self._gpu_settings = gpu_settings
         self._without_graphs = "not warmed up"
@@ -75,6 +78,17 @@ class Encoder:
         torch.set_num_threads(settings.intra_op_threads)
         gpu_dtype = None if self.device.type == "cpu" else gpu_settings.gpu_dtype
         self._load(gpu_dtype or self.manifest.dtype)
+        if self.device.type == "cpu" and settings.cpu_instances > 1:
+            try:
+                self.shared_weights = SharedWeights(self._model, default_directory())
+            except SharingError as error:
+                _log.warning("%s", error)
+
+    def close(self) -> None:
+        """Leave to others, or remove, what lies outside this process."""
+        if self.shared_weights is not None:
+            self.shared_weights.close()
+            self.shared_weights = None
 
     def warm_up(self) -> CostModel:
         """Run the configured shapes, so that no user pays for what a first call costs.
@@ -114,7 +128,12 @@ class Encoder:
                 self._served_dtype == "bfloat16" and not HAS_FAST_BF16
             )
             computed = " computed in float32" if is_widened else ""
-            return f"{self._served_dtype}{computed} on cpu by {implementation('cpu')}"
+            shared = (
+                ""
+                if self.shared_weights is None
+                else f", {self.shared_weights.size / MEGABYTE:.0f} MB of weights shared with others"
+            )
+            return f"{self._served_dtype}{computed} on cpu by {implementation('cpu')}{shared}"
         file = self.manifest.dtype
         exported = f" (exported in {file})" if self._served_dtype != file else ""
         graphs = (

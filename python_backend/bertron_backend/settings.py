@@ -43,19 +43,26 @@ class EncoderSettings:
         warmup_shapes: (texts, tokens a text) of the forwards that run before the model is ready.
         max_tokens_per_forward: A larger batch is split between texts; 0 leaves it to the device.
         intra_op_threads: CPU threads of one forward.
+        cpu_instances: Copies of the model on CPUs, at least 1.
     """
 
     warmup_shapes: tuple[tuple[int, int], ...]
     max_tokens_per_forward: int
     intra_op_threads: int
+    cpu_instances: int = 1
 
     @classmethod
     def from_model_config(cls, config: Mapping[str, Any]) -> EncoderSettings:
         """Read Triton server's model configuration, parsed from JSON."""
+        groups = config.get("instance_group", [])
+        on_cpu = sum(group["count"] for group in groups if group["kind"] == "KIND_CPU")
+        instances = max(1, on_cpu)
+        share = max(1, usable_cores() // instances)
         return cls(
             warmup_shapes=_shapes(config, "warmup_shapes"),
             max_tokens_per_forward=_integer(config, "max_tokens_per_forward"),
-            intra_op_threads=_integer(config, "intra_op_threads") or usable_cores(),
+            intra_op_threads=_integer(config, "intra_op_threads") or share,
+            cpu_instances=instances,
         )
 
 

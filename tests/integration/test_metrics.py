@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,7 +136,9 @@ def test_joined_batches_under_load_lose_no_token(server):
 
 
 @pytest.mark.slow
-def test_two_instances_count_together_and_end_cleanly_under_load(tmp_path):
+def test_two_instances_count_together_and_end_cleanly_under_load(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     repository = tmp_path / "models"
     shutil.copytree(MODEL_REPOSITORY, repository, ignore=shutil.ignore_patterns("model.pt", "*.md"))
     (repository / "bert/1/model.pt").symlink_to(MODEL_REPOSITORY / "bert/1/model.pt")
@@ -148,6 +151,8 @@ def test_two_instances_count_together_and_end_cleanly_under_load(tmp_path):
         assert set(metrics_of(server).values()) == {0}  # the warm-up's are not counted
         instances, parts = ("bert_0_0", "bert_0_1"), ("fixed", "token", "pair")
         assert _costs(server) == set(itertools.product(instances, parts))
+        (weights,) = (tmp_path / "temporary").glob("bertron-weights-*/*")
+        assert _processes_that_map(weights) == 2
         calls: list[np.ndarray] = []
 
         def load() -> int:
@@ -172,6 +177,7 @@ def test_two_instances_count_together_and_end_cleanly_under_load(tmp_path):
             neighbour.join(TIMEOUT_S)
         assert code == 0, server.log_tail()
     assert "rror when deleting Metric" not in log.read_text()
+    assert not weights.exists()
 
 
 def test_a_real_server_is_observed_part_by_part(server, client):
@@ -203,6 +209,15 @@ def _embed_until(server: TritonServer, stopping: threading.Event) -> None:
     ):
         while not stopping.is_set():
             client.embed(TEXTS[:4])
+
+
+def _processes_that_map(file: Path) -> int:
+    inode, found = str(file.stat().st_ino), 0
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            lines = maps.read_text().splitlines()
+            found += any(line.split()[4] == inode and "bertron-weights" in line for line in lines)
+    return found
 
 
 def _costs(server: TritonServer) -> set[tuple[str, str]]:

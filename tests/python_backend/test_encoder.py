@@ -1,12 +1,15 @@
 """Batches through the exported model: rows to their requests, errors to their own."""
 
+import dataclasses
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 import torch
 from bertron_backend import encoder as encoder_module
+from bertron_backend import shared_weights
 from bertron_backend.encoder import Encoder
 from bertron_backend.errors import InferenceError, InvalidInputError
 from bertron_backend.packing import TokenRequest
@@ -134,6 +137,41 @@ print(len(set(os.listdir("/proc/self/task")) - before))
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == ["2"]  # with the caller three
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_instances_on_cpus_share_their_weights_and_give_the_same_rows(directory, temporary):
+    alone = Encoder(directory, "cpu", SETTINGS[0])
+    assert "shared" not in alone.describe()
+    assert list(temporary.iterdir()) == []
+    requests = [request_of(3, 60, 1, seed=1), request_of(66, seed=2)]
+    expected = alone.embed(requests)
+    settings = dataclasses.replace(SETTINGS[0], cpu_instances=2)
+    both = [Encoder(directory, "cpu", settings) for _ in range(2)]
+    (place,) = temporary.iterdir()
+    (file,) = place.iterdir()
+    for encoder in both:
+        assert f"{file.stat().st_size / 2**20:.0f} MB of weights shared" in encoder.describe()
+        for found, rows in zip(encoder.embed(requests), expected, strict=True):
+            np.testing.assert_array_equal(found, rows)
+    both[0].close()
+    assert list(place.iterdir()) == [file]
+    both[1].close()
+    assert list(place.iterdir()) == []
+
+
+def test_where_weights_cannot_be_shared_each_instance_has_its_own(directory, temporary, caplog):
+    shared_weights.default_directory().write_text("in the way")
+    encoder = Encoder(directory, "cpu", dataclasses.replace(SETTINGS[0], cpu_instances=2))
+    assert "weights are not shared in" in caplog.text
+    assert "shared" not in encoder.describe()
+    encoder.warm_up()
+    encoder.close()
 
 
 def test_a_bad_request_is_answered_for_itself_alone(encoder):

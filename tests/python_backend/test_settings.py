@@ -1,5 +1,7 @@
 """Parameters of config.pbtxt, read once, with words for each mistake."""
 
+import os
+
 import pytest
 from bertron_backend.settings import (
     EncoderSettings,
@@ -30,6 +32,29 @@ def test_every_parameter_is_read():
 def test_zero_threads_are_as_many_as_there_are_cores():
     settings = EncoderSettings.from_model_config(config(**{**ENCODER, "intra_op_threads": "0"}))
     assert settings.intra_op_threads == usable_cores() >= 1
+    assert settings.cpu_instances == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "instances"),
+    [
+        ((("KIND_CPU", 1),), 1),
+        ((("KIND_CPU", 2),), 2),
+        ((("KIND_CPU", 1), ("KIND_CPU", 2)), 3),
+        ((("KIND_CPU", 1000),), 1000),
+        ((("KIND_GPU", 4),), 1),
+        ((("KIND_GPU", 4), ("KIND_CPU", 2)), 2),
+    ],
+)
+def test_instances_on_cpus_share_the_cores(groups, instances, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(7)))
+    given = config(**{**ENCODER, "intra_op_threads": "0"})
+    given["instance_group"] = [{"kind": kind, "count": count} for kind, count in groups]
+    settings = EncoderSettings.from_model_config(given)
+    assert settings.cpu_instances == instances
+    assert settings.intra_op_threads == max(1, 7 // instances)
+    given["parameters"]["intra_op_threads"] = {"string_value": "5"}
+    assert EncoderSettings.from_model_config(given).intra_op_threads == 5
 
 
 @pytest.mark.parametrize(
