@@ -55,7 +55,7 @@ class EncoderSettings:
     def from_model_config(cls, config: Mapping[str, Any]) -> EncoderSettings:
         """Read Triton server's model configuration, parsed from JSON."""
         groups = config.get("instance_group", [])
-        on_cpu = sum(group["count"] for group in groups if group["kind"] == "KIND_CPU")
+        on_cpu = sum(group["count"] for group in groups if group.get("kind") == "KIND_CPU")
         instances = max(1, on_cpu)
         share = max(1, usable_cores() // instances)
         return cls(

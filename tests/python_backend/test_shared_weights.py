@@ -92,7 +92,10 @@ def test_what_a_killed_process_left_goes_at_the_next_start(directory):
         "kept = SharedWeights(model_of(5), Path(sys.argv[1])); print('ready', flush=True);"
         f"time.sleep({DEADLINE_S})"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
     command = [sys.executable, "-c", program, str(directory)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as other:
         try:
@@ -157,15 +160,15 @@ def test_many_that_come_and_go_at_once_neither_fail_nor_leave_anything(directory
         expected = values(model)
         try:
             shared = SharedWeights(model, directory)
-        except SharingError as error:  # the one cause there may be
-            assert "came and went" in str(error)
-            return False
+        except SharingError as error:
+            return str(error)
         time.sleep(0.001 * (number % 3))
         shared.close()
         assert same(values(model), expected)
-        return True
+        return None
 
     with ThreadPoolExecutor(8) as pool:
-        succeeded = list(pool.map(come_and_go, range(200), timeout=DEADLINE_S))
-    assert sum(succeeded) >= 190
+        errors = list(filter(None, pool.map(come_and_go, range(200), timeout=DEADLINE_S)))
+    assert all("came and went" in error for error in errors)  # the one cause there may be
+    assert len(errors) <= 10
     assert list(directory.iterdir()) == []
