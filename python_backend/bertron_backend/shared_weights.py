@@ -93,7 +93,7 @@ class SharedWeights:
             with open(descriptor, "wb", closefd=False) as file:
                 for tensor, offset in zip(tensors, offsets, strict=True):
                     file.seek(offset)
-                    file.write(_bytes(tensor).numpy())
+                    file.write(_bytes(tensor).numpy().data)
             os.link(name, self.path)  # complete, or not there
         except (FileExistsError, FileNotFoundError, BlockingIOError):
             os.close(descriptor)
@@ -184,7 +184,7 @@ def _digest(tensors: Iterable[torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor).numpy())
+        digest.update(_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 
