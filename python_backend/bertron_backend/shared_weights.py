@@ -9,6 +9,7 @@ that one was killed, when an instance starts next.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import mmap
@@ -72,7 +73,8 @@ class SharedWeights:
         # By name: the mapping, which stays, has a descriptor of its own to the same lock.
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
-        remove_unused(self.path.parent)
+        with contextlib.suppress(OSError):  # temporary directories are swept
+            remove_unused(self.path.parent)
 
     def _open(self, tensors: list[torch.Tensor], offsets: list[int]) -> int:
         """A descriptor with a shared lock, which says that the file is in use."""

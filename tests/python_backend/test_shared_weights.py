@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,19 @@ def test_a_link_to_a_directory_is_refused(directory, tmp_path):
     directory.symlink_to(tmp_path / "own")
     with pytest.raises(SharingError, match="it is not a directory of this user"):
         SharedWeights(model_of(), directory)
+
+
+def test_a_sweep_of_temporary_files_takes_nothing_from_who_has_them(directory):
+    model = model_of()
+    shared = SharedWeights(model, directory)
+    shutil.rmtree(directory)
+    assert same(values(model), values(model_of()))
+    again = SharedWeights(model_of(), directory)
+    assert list(directory.iterdir()) == [again.path]
+    again.close()
+    shutil.rmtree(directory)
+    shared.close()
+    assert same(values(model), values(model_of()))
 
 
 def test_a_full_disk_leaves_the_model_as_it_is_and_no_file(directory, monkeypatch):
