@@ -16,7 +16,7 @@ import mmap
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -58,11 +58,9 @@ class SharedWeights:
             _make_private(directory)
             remove_unused(directory)
             self._descriptor = self._open(tensors, offsets)
-            try:
+            with _closed_unless_kept(self._descriptor) as keep:
                 shared = self._map(tensors, offsets)
-            except BaseException:
-                os.close(self._descriptor)
-                raise
+                keep()
         except (OSError, ValueError) as error:
             raise SharingError(f"weights are not shared in {directory}: {error}") from error
         for (module, name, _), tensor in zip(parameters, shared, strict=True):
@@ -90,22 +88,20 @@ class SharedWeights:
         """None: another instance was quicker, or took this one's file for a dead one's."""
         descriptor, name = tempfile.mkstemp(dir=self.path.parent)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.posix_fallocate(descriptor, 0, self.size)  # a full disk says so now
-            with open(descriptor, "wb", closefd=False) as file:
-                for tensor, offset in zip(tensors, offsets, strict=True):
-                    file.seek(offset)
-                    file.write(_bytes(tensor).numpy().data)
-            os.link(name, self.path)  # complete, or not there
+            with _closed_unless_kept(descriptor) as keep:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                os.posix_fallocate(descriptor, 0, self.size)  # a full disk says so now
+                with open(descriptor, "wb", closefd=False) as file:
+                    for tensor, offset in zip(tensors, offsets, strict=True):
+                        file.seek(offset)
+                        file.write(_bytes(tensor).numpy().data)
+                os.link(name, self.path)  # complete, or not there
+                keep()
+            return descriptor
         except (FileExistsError, FileNotFoundError, BlockingIOError):
-            os.close(descriptor)
             return None
-        except BaseException:
-            os.close(descriptor)
-            raise
         finally:
             Path(name).unlink(missing_ok=True)
-        return descriptor
 
     def _map(self, tensors: list[torch.Tensor], offsets: list[int]) -> list[torch.Tensor]:
         # Private: should anyone write to a parameter, then to a page of its own.
@@ -133,13 +129,9 @@ def remove_unused(directory: Path) -> None:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:  # another one was quicker
             continue
-        try:
+        with _closed_unless_kept(descriptor), contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(descriptor)
 
 
 def _existing(path: Path) -> int | None:
@@ -147,17 +139,19 @@ def _existing(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    with _closed_unless_kept(descriptor) as keep, contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused: it is being removed
         if os.fstat(descriptor).st_nlink > 0:
+            keep()
             return descriptor
-    except BlockingIOError:  # it is being removed
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
     return None
+
+
+@contextlib.contextmanager
+def _closed_unless_kept(descriptor: int) -> Iterator[Callable[[], object]]:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        yield stack.pop_all
 
 
 def _make_private(directory: Path) -> None:
