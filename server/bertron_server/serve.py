@@ -1,4 +1,4 @@
-"""`bertron serve`: Triton server in the foreground, until Ctrl-C."""
+"""`bertron serve`: Triton server in the foreground, started again when it fails, until Ctrl-C."""
 
 import argparse
 import contextlib
@@ -16,9 +16,14 @@ from types import FrameType
 from bertron_server.banner import banner, missing_exports, served_models
 from bertron_server.command import shell_line
 from bertron_server.errors import RepositoryError, TritonServerError
+from bertron_server.restart_limit import WINDOW_S, RestartLimit
 from bertron_server.server import TritonServer, model_names
+from bertron_server.watchdog import Watchdog
 
 SIGNAL_POLL_S = 0.2
+# What a server that failed still gets to finish what it can: with a model's process gone, the calls
+# that waited for it have their errors in 2 s.
+FAILED_DRAIN_S = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long a stop waits for accepted requests (default: %(default)s)",
     )
     parser.add_argument(
+        "--stall-timeout-s",
+        type=_positive_seconds,
+        default=60,  # a full batch of a large model on a few cores takes half of it
+        metavar="S",
+        help="start it again when a text waits that long and nobody else gets an answer either "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=_count,
+        default=5,
+        metavar="N",
+        help=f"in {WINDOW_S / 60:.0f} minutes; beyond it, end with the error (default: "
+        "%(default)s; 0: end at the first)",
+    )
+    parser.add_argument(
         "--shared-memory",
         action="store_true",
         help="let clients on this machine exchange tensors through shared memory",
@@ -55,6 +76,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tritonserver_args", nargs="*", metavar="-- ARG", help="further flags for tritonserver"
     )
+
+
+def _positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time; more than 0 seconds are wanted")
+    return seconds
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no count; 0 or more is wanted")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,27 +119,25 @@ def run(args: argparse.Namespace) -> int:
             f"warning: {args.address} is open to the network, without TLS and without "
             "authentication; put a proxy or a firewall in front"
         )
-    return _serve(server)
+    return _serve(server, RestartLimit(args.max_restarts), args.stall_timeout_s)
 
 
-def _serve(server: TritonServer) -> int:
-    """Start, wait and stop. A watchdog that probes and restarts belongs around this."""
+def _serve(server: TritonServer, restarts: RestartLimit, stall_timeout_s: float) -> int:
+    """Start, watch, start again, and stop."""
     with _Stop(server).on_signals() as stop:
         try:
-            started = time.monotonic()
-            _say(f"loading {', '.join(model_names(server.model_repository))}")
-            server.start()
-            stop.pass_on()  # a signal may have come before there was a process
-            server.wait_until_ready()
-            _say(_banner(server, ready_after_s=time.monotonic() - started))
-            while not stop.signals and server.is_alive():
-                server.wait(SIGNAL_POLL_S)
-        except TritonServerError:
-            if not stop.signals:
-                raise
-        else:
-            if not stop.signals:
-                raise TritonServerError(f"the server ended by itself\n{server.failure()}")
+            while fault := _serve_until_fault(server, stop, restarts, stall_timeout_s):
+                delay_s = restarts.next_delay_s()
+                if delay_s is None:
+                    raise TritonServerError(_last_words(fault, restarts))
+                _say(
+                    f"failed: {fault}\n"
+                    f"starting again, restart {restarts.used} of at most {restarts.most} in "
+                    f"{WINDOW_S / 60:.0f} minutes"
+                )
+                server.stop(FAILED_DRAIN_S)
+                server.keep_ports()
+                stop.wait(delay_s)
         finally:
             code = server.stop()
     if code == -signal.SIGKILL:  # by the second signal, or because it did not end in time
@@ -115,6 +148,44 @@ def _serve(server: TritonServer) -> int:
     else:
         _say("stopped")
     return 0
+
+
+def _serve_until_fault(
+    server: TritonServer, stop: "_Stop", restarts: RestartLimit, stall_timeout_s: float
+) -> str | None:
+    """Start the server and watch it; return why it must be started again, None after a signal.
+
+    Raises:
+        TritonServerError: It could not be started, the first time: no restart would mend that.
+    """
+    started = time.monotonic()
+    if stop.signals:
+        return None
+    try:
+        _say(f"loading {', '.join(model_names(server.model_repository))}")
+        server.start()
+        stop.pass_on()  # a signal may have come before there was a process
+        server.wait_until_ready()
+    except TritonServerError as error:
+        if stop.signals:
+            return None
+        if not restarts.used:
+            raise
+        return str(error)
+    _say(_banner(server, ready_after_s=time.monotonic() - started))
+    ensembles = [model.ensemble for model in served_models(server.model_repository)]
+    watchdog = Watchdog(server, ensembles, stall_timeout_s)
+    fault = None
+    while not stop.signals and fault is None:
+        server.wait(SIGNAL_POLL_S)
+        fault = watchdog.look()
+    return None if stop.signals else fault
+
+
+def _last_words(fault: str, restarts: RestartLimit) -> str:
+    if not restarts.most:
+        return fault
+    return f"{fault}\n{restarts.most} restarts in {WINDOW_S / 60:.0f} minutes have not helped"
 
 
 class _Stop:
@@ -144,6 +215,12 @@ class _Stop:
             with contextlib.suppress(OSError):
                 os.write(1, b"stopping: accepted requests are finished first; once more kills\n")
         self.pass_on()
+
+    def wait(self, timeout_s: float) -> None:
+        """Return after ``timeout_s``, or soon after a signal."""
+        deadline = time.monotonic() + timeout_s
+        while not self.signals and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, SIGNAL_POLL_S))
 
     def pass_on(self) -> None:
         """Do to the server what the signals so far ask for."""

@@ -227,18 +227,21 @@ class TritonServer:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def stop(self) -> int | None:
+    def stop(self, drain_s: float | None = None) -> int | None:
         """Drain and stop; return the exit code, or None where nothing was started.
 
-        Waits at most ``exit_timeout_s`` and a margin, then kills the process group. Afterwards no
-        process and no shared memory of this server is left. Close clients first: Triton server
-        waits out ``exit_timeout_s`` for a connection that is merely idle.
+        Waits at most ``drain_s``, then kills the process group. Afterwards no process and no shared
+        memory of this server is left. Close clients first: Triton server waits out
+        ``exit_timeout_s`` for a connection that is merely idle.
+
+        Args:
+            drain_s: Default: ``exit_timeout_s`` and a margin.
         """
         if self._process is None:
             return None
         try:
             self.terminate()
-            self.wait(self.exit_timeout_s + EXIT_MARGIN_S)
+            self.wait(self.exit_timeout_s + EXIT_MARGIN_S if drain_s is None else drain_s)
         finally:
             self.kill()  # stubs too, which may outlive the server by a moment
             code = self._process.wait()
@@ -251,6 +254,14 @@ class TritonServer:
             self._log_file = None
             self._is_stopping = False
         return code
+
+    def keep_ports(self) -> None:
+        """Let the next start listen where this one did, also where a free port was asked for."""
+        self._wanted_ports = {
+            "http": self.http_port,
+            "grpc": self.grpc_port,
+            "metrics": self.metrics_port,
+        }
 
     def failure(self) -> StartError | PortTakenError:
         """Return an error that says why the process ended, from its log."""
@@ -266,22 +277,33 @@ class TritonServer:
     def get(self, path: str) -> bytes:
         """Return the body of one GET from the HTTP endpoint.
 
+        Raises:
+            OSError: No connection, or no answer in time.
+            http.client.HTTPException: A status other than 200, or no HTTP.
+        """
+        status, body = self.ask(path)
+        if status != http.client.OK:
+            raise http.client.HTTPException(f"{path} answered {status}")
+        return body
+
+    def ask(
+        self, path: str, body: bytes | None = None, timeout_s: float = HTTP_TIMEOUT_S
+    ) -> tuple[int, bytes]:
+        """Return status and body of the HTTP endpoint's answer to a GET, or to a POST of ``body``.
+
         On a connection of its own, closed afterwards: an idle one would hold up a stop. Not with
         urllib, which would ask the proxy of this environment.
 
         Raises:
             OSError: No connection, or no answer in time.
-            http.client.HTTPException: A status other than 200, or no HTTP.
+            http.client.HTTPException: No HTTP.
         """
         host = reachable_host(self.address)
-        connection = http.client.HTTPConnection(host, self.http_port, timeout=HTTP_TIMEOUT_S)
+        connection = http.client.HTTPConnection(host, self.http_port, timeout=timeout_s)
         with contextlib.closing(connection):
-            connection.request("GET", path)
+            connection.request("GET" if body is None else "POST", path, body)
             answer = connection.getresponse()
-            body = answer.read()
-        if answer.status != http.client.OK:
-            raise http.client.HTTPException(f"{path} answered {answer.status}")
-        return body
+            return answer.status, answer.read()
 
     def __enter__(self) -> Self:
         for attempt in range(START_ATTEMPTS):

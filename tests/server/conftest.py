@@ -45,6 +45,12 @@ def write_model(repository: Path, name: str, code: str = ECHO_MODEL) -> Path:
 
 
 @pytest.fixture
+def add_model() -> Callable[..., Path]:
+    """Writes a further model into a repository: its name, and its code if it is not to echo."""
+    return write_model
+
+
+@pytest.fixture
 def echo_repository(tmp_path: Path) -> Path:
     return write_model(tmp_path / "models", "echo")
 

@@ -33,6 +33,15 @@ max_batch_size: 64  # texts in one request
 parameters { key: "max_characters_per_text" value { string_value: "100000" } }
 """
 
+SILENT_MODEL = """
+import time
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(3600)
+"""
+
 
 @pytest.fixture
 def bert_repository(tmp_path: Path) -> Path:
@@ -227,13 +236,118 @@ def test_a_stop_that_takes_too_long_is_no_clean_one(echo_repository: Path, proc:
 
 @pytest.mark.integration
 def test_a_server_that_dies_is_a_failure_with_its_cause(echo_repository: Path) -> None:
-    with bertron_serve(echo_repository, *FREE_PORTS) as process:
+    with bertron_serve(echo_repository, *FREE_PORTS, "--max-restarts", "0") as process:
         read_until(process, "Ctrl-C")
         os.kill(server_of(process), signal.SIGKILL)
         _, log = process.communicate(timeout=15)
         assert process.returncode == 1
         assert "bertron serve: the server ended by itself" in log
         assert "SIGKILL" in log
+
+
+@pytest.mark.integration
+def test_a_server_that_dies_comes_back_where_it_was(
+    echo_repository: Path, echo: Callable[..., str], proc: Any
+) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS) as process:
+        urls = re.findall(r"\w+://\S+", read_until(process, "Ctrl-C"))
+        first = server_of(process)
+        regions = proc.regions(first)
+        os.kill(first, signal.SIGKILL)
+        said = read_until(process, "Ctrl-C")
+        assert "failed: the server ended by itself\ntritonserver ended, killed by SIGKILL" in said
+        assert "restart 1 of at most 5 in 10 minutes" in said
+        assert re.findall(r"\w+://\S+", said) == urls
+        assert echo(urls[0], "hello") == "hello"
+        assert proc.group(first) == []
+        assert list(SHM.glob(regions)) == []
+        process.terminate()
+        _, log = process.communicate(timeout=15)
+        assert process.returncode == 0, log
+
+
+@pytest.mark.integration
+def test_a_model_whose_process_ends_takes_the_server_along(
+    echo_repository: Path, echo: Callable[..., str], proc: Any
+) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS) as process:
+        url = re.findall(r"http://\S+", read_until(process, "Ctrl-C"))[0]
+        (stub,) = [pid for pid in proc.group(server_of(process)) if pid != server_of(process)]
+        os.kill(stub, signal.SIGKILL)
+        said = read_until(process, "Ctrl-C")
+        assert f"failed: the process of model echo ended, pid {stub}" in said
+        assert echo(url, "hello") == "hello"
+
+
+@pytest.mark.integration
+def test_a_model_that_answers_nobody_is_noticed(
+    echo_repository: Path, add_model: Callable[..., Path]
+) -> None:
+    """Its process lives, and Triton server is content with it."""
+    add_model(echo_repository, "text_embedding", SILENT_MODEL)
+    add_model(echo_repository, "bert")
+    (echo_repository / "bert" / "1" / "model.pt").touch()
+    with bertron_serve(echo_repository, *FREE_PORTS, "--stall-timeout-s", "4") as process:
+        read_until(process, "Ctrl-C")
+        said = read_until(process, "Ctrl-C", timeout_s=60)
+        assert re.search(r"failed: text_embedding has answered nobody for \d+ s\n", said)
+
+
+@pytest.mark.integration
+def test_a_server_that_dies_again_and_again_is_a_failure(echo_repository: Path) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS, "--max-restarts", "2") as process:
+        for _ in range(2):
+            read_until(process, "Ctrl-C")
+            os.kill(server_of(process), signal.SIGKILL)
+        read_until(process, "Ctrl-C")
+        os.kill(server_of(process), signal.SIGKILL)
+        _, log = process.communicate(timeout=15)
+        assert process.returncode == 1
+        assert "bertron serve: the server ended by itself" in log
+        assert "2 restarts in 10 minutes have not helped" in log
+
+
+@pytest.mark.integration
+def test_what_cannot_start_is_not_tried_again(repository_of: Callable[[str], Path]) -> None:
+    repository = repository_of("raise ValueError('no such model')\n")
+    with bertron_serve(repository, *FREE_PORTS) as process:
+        out, log = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "no such model" in log
+        assert "starting again" not in out
+
+
+@pytest.mark.integration
+def test_a_signal_between_two_starts_stops_it(echo_repository: Path, proc: Any) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS) as process:
+        for _ in range(4):  # the next start waits for four seconds
+            read_until(process, "Ctrl-C")
+            server = server_of(process)
+            os.kill(server, signal.SIGKILL)
+        read_until(process, "restart 4 of")
+        process.terminate()
+        started = time.monotonic()
+        out, log = process.communicate(timeout=15)
+        assert time.monotonic() - started < 3
+        assert process.returncode == 0, log
+        assert out.splitlines()[-1] == "stopped"
+        assert proc.group(server) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stall-timeout-s", "0"], "0 is no time; more than 0 seconds are wanted"),
+        (["--stall-timeout-s", "inf"], "inf is no time"),
+        (["--max-restarts", "-1"], "-1 is no count; 0 or more is wanted"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", *arguments])
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.integration
