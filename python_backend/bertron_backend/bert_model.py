@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from bertron_backend import triton_io
+from bertron_backend import garbage, triton_io
 from bertron_backend.batch_metrics import CountPublisher
 from bertron_backend.settings import EncoderSettings, GpuSettings
 
@@ -39,6 +39,7 @@ class TritonPythonModel:
         self._metrics = triton_io.InstanceMetrics(args)
         self._metrics.show_cost(cost)
         self._publisher = CountPublisher(self._encoder.counts, self._metrics.add)
+        garbage.leave_out_what_is_loaded()
         triton_io.log_info(
             f"{args['model_name']}: {self._encoder.manifest.name}, {self._encoder.describe()}, "
             f"{settings.intra_op_threads} threads; "

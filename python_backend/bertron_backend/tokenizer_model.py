@@ -9,7 +9,7 @@ from typing import Any
 
 from bertron_torchscript.manifest import checked_file
 
-from bertron_backend import triton_io
+from bertron_backend import garbage, triton_io
 from bertron_backend.batch_tokenizer import BatchTokenizer
 from bertron_backend.settings import TokenizerSettings
 
@@ -36,6 +36,7 @@ class TritonPythonModel:
             max_tokens_per_text=settings.max_tokens_per_text,
             max_characters_per_text=settings.max_characters_per_text,
         )
+        garbage.leave_out_what_is_loaded()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its tokens, or with the error that is its own."""
