@@ -28,11 +28,11 @@ def test_the_suite_in_ten_seconds(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert re.search(r"^capacity: \d+\.\d calls/s$", done.stdout, re.MULTILINE), done.stderr
     failed = []
-    for name in ("ramp", "below", "beyond"):
+    for name in ("ramp", "quiet", "below", "beyond"):
         assert (folder / name / "report.html").stat().st_size > 10_000
         report = json.loads((folder / name / "figures.json").read_text("utf-8"))
         figures = report["figures"]["all"]
-        assert figures["calls"] == figures["right"] + figures["refused"] > 20
+        assert figures["calls"] == figures["right"] + figures["refused"] > 5
         assert figures["not_sent"] == 0
         # The server's side was seen: its steps, its batches and its processes.
         for figure in ("bert_ms", "tokenizer_ms", "batch_tokens", "cpu_cores.bert"):

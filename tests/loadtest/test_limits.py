@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bertron_loadtest import thresholds
-from bertron_loadtest.suite import BELOW
+from bertron_loadtest.suite import BELOW, QUIET
 from bertron_loadtest.thresholds import read_thresholds
 from bertron_loadtest.workload import make_workload
 
 LIMITS = Path(thresholds.__file__).with_name("limits")
 MAX_TEXTS = 64  # of a batch
 NUM_CALLS = 50_000
+# What client, server and tokenizer add to a call, in units of an average text's time when batches
+# are full: 2.4 to 2.9 ms beside 3.1 in float32 (benchmarks/results/serving.md), more in int8.
+OUTSIDE = 1.0
 
 
 def tail_of_a_faultless_server(share, fixed):
@@ -35,17 +38,22 @@ def tail_of_a_faultless_server(share, fixed):
         now += fixed + seconds[first:waiting].sum()
         latencies.append(now - arrivals[first:waiting])
         first = waiting
-    p50, p99 = np.percentile(np.concatenate(latencies), [50, 99])
+    p50, p99 = np.percentile(OUTSIDE + np.concatenate(latencies), [50, 99])
     return p99 / p50
 
 
-LIMIT = read_thresholds(LIMITS / "below.toml").limits["steady"]["p99_over_p50"].max
+def tail_limit(name):
+    return read_thresholds(LIMITS / f"{name}.toml").limits["steady"]["p99_over_p50"].max
 
 
-def test_the_tail_limit_can_be_kept_where_a_batch_costs_little_more_than_a_text():
-    assert tail_of_a_faultless_server(BELOW, fixed=2.0) < LIMIT
+# From little, as on a CPU's few threads, to what a batch costs where many take as long as one.
+@pytest.mark.parametrize("fixed", [0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("name", "share"), [("quiet", QUIET), ("below", BELOW)])
+def test_a_server_without_a_fault_keeps_the_tail_limit(name, share, fixed):
+    assert tail_of_a_faultless_server(share, fixed) < 0.9 * tail_limit(name)
 
 
-@pytest.mark.parametrize("fixed", [0.5, 1.0])  # little, as on a CPU's few threads
-def test_a_server_whose_time_goes_by_tokens_misses_it_without_a_fault(fixed):
-    assert LIMIT < tail_of_a_faultless_server(BELOW, fixed) < 1.5 * LIMIT
+@pytest.mark.parametrize("fixed", [0.25, 0.5])
+def test_at_half_of_the_capacity_the_quiet_limit_is_missed_without_a_fault(fixed):
+    """So it is no limit there: docs/decisions/0017."""
+    assert tail_of_a_faultless_server(BELOW, fixed) > tail_limit("quiet")
