@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stall-timeout-s",
         type=_positive_seconds,
-        # A batch of 64 texts of 512 tokens, answered all at once, takes BERT-base half a minute on 2
-        # cores in float32, and a large model three or four times that.
+        # A batch of 64 texts of 512 tokens, answered all at once, takes BERT-base half a minute on
+        # 2 cores in float32, and a large model three or four times that.
         default=300,
         metavar="S",
         help="start it again when a text waits that long and nobody else gets an answer either "
