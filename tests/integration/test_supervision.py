@@ -41,6 +41,9 @@ class Serving:
         self._lines: queue.Queue[tuple[float, str]] = queue.Queue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+        self.http_url = self.grpc_url = ""
+
+    def wait_until_ready(self) -> None:
         banner = self.wait_for("HTTP")[1] + self.wait_for("gRPC")[1]
         self.http_url, self.grpc_url = re.findall(r"\w+://\S+", banner)
         self.wait_for("Ctrl-C")
@@ -83,6 +86,7 @@ class Serving:
 def serving(*arguments: str) -> Iterator[Serving]:
     started = Serving(*arguments)
     try:
+        started.wait_until_ready()
         yield started
         assert started.process.poll() is None, started.said
         started.process.terminate()
