@@ -32,7 +32,8 @@ def test_the_suite_in_ten_seconds(tmp_path):
         assert (folder / name / "report.html").stat().st_size > 10_000
         report = json.loads((folder / name / "figures.json").read_text("utf-8"))
         figures = report["figures"]["all"]
-        assert figures["calls"] == figures["right"] + figures["refused"] > 5
+        assert figures["calls"] == figures["right"] + figures["refused"]
+        assert figures["calls"] > (5 if name == "quiet" else 20)
         assert figures["not_sent"] == 0
         # The server's side was seen: its steps, its batches and its processes.
         for figure in ("bert_ms", "tokenizer_ms", "batch_tokens", "cpu_cores.bert"):

@@ -235,14 +235,20 @@ def test_a_stop_that_takes_too_long_is_no_clean_one(echo_repository: Path, proc:
 
 
 @pytest.mark.integration
-def test_a_server_that_dies_is_a_failure_with_its_cause(echo_repository: Path) -> None:
-    with bertron_serve(echo_repository, *FREE_PORTS, "--max-restarts", "0") as process:
-        read_until(process, "Ctrl-C")
-        os.kill(server_of(process), signal.SIGKILL)
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_a_server_that_dies_once_too_often_is_a_failure_with_its_cause(
+    echo_repository: Path, restarts: int
+) -> None:
+    limit = ("--max-restarts", str(restarts))
+    with bertron_serve(echo_repository, *FREE_PORTS, *limit) as process:
+        for _ in range(1 + restarts):
+            read_until(process, "Ctrl-C")
+            os.kill(server_of(process), signal.SIGKILL)
         _, log = process.communicate(timeout=15)
         assert process.returncode == 1
         assert "bertron serve: the server ended by itself" in log
         assert "SIGKILL" in log
+        assert ("2 restarts in 10 minutes have not helped" in log) == (restarts > 0)
 
 
 @pytest.mark.integration
@@ -291,20 +297,6 @@ def test_a_model_that_answers_nobody_is_noticed(
         read_until(process, "Ctrl-C")
         said = read_until(process, "Ctrl-C", timeout_s=60)
         assert re.search(r"failed: text_embedding has answered nobody for \d+ s\n", said)
-
-
-@pytest.mark.integration
-def test_a_server_that_dies_again_and_again_is_a_failure(echo_repository: Path) -> None:
-    with bertron_serve(echo_repository, *FREE_PORTS, "--max-restarts", "2") as process:
-        for _ in range(2):
-            read_until(process, "Ctrl-C")
-            os.kill(server_of(process), signal.SIGKILL)
-        read_until(process, "Ctrl-C")
-        os.kill(server_of(process), signal.SIGKILL)
-        _, log = process.communicate(timeout=15)
-        assert process.returncode == 1
-        assert "bertron serve: the server ended by itself" in log
-        assert "2 restarts in 10 minutes have not helped" in log
 
 
 @pytest.mark.integration

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bertron_server.stub_processes import Stub, running_stubs
 
-SLEEPER = "import time, sys\ntime.sleep(60)\n"
+SLEEPER = "import time\ntime.sleep(60)\n"
 
 
 @pytest.fixture
