@@ -174,9 +174,11 @@ def _serve_until_fault(
         if not restarts.used:
             raise
         return str(error)
-    _say(_banner(server, ready_after_s=time.monotonic() - started))
+    ready_after_s = time.monotonic() - started
     ensembles = [model.ensemble for model in served_models(server.model_repository)]
+    # Before it is said to be ready: a process that ended before it was seen would never be missed.
     watchdog = Watchdog(server, ensembles, stall_timeout_s)
+    _say(_banner(server, ready_after_s=ready_after_s))
     fault = None
     while not stop.signals and fault is None:
         server.wait(SIGNAL_POLL_S)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bertron_server import cli
+from bertron_server import cli, serve
 from bertron_server.banner import banner, missing_exports, served_models
+from bertron_server.server import TritonServer
 
 SHM = Path("/dev/shm")  # noqa: S108
 MANIFEST = {
@@ -283,6 +284,34 @@ def test_a_model_whose_process_ends_takes_the_server_along(
         said = read_until(process, "Ctrl-C")
         assert f"failed: the process of model echo ended, pid {stub}" in said
         assert echo(url, "hello") == "hello"
+
+
+@pytest.mark.integration
+def test_a_model_whose_process_ends_while_the_banner_is_written_is_missed(
+    echo_repository: Path, proc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_banner = serve._banner
+    starts = []
+
+    def kill_and_write_banner(server: TritonServer, **figures: float) -> str:
+        starts.append(server.pid)
+        if len(starts) == 1:
+            (stub,) = [pid for pid in proc.group(server.pid) if pid != server.pid]
+            os.kill(stub, signal.SIGKILL)
+        else:
+            signal.raise_signal(signal.SIGTERM)
+        return write_banner(server, **figures)
+
+    monkeypatch.setattr(serve, "_banner", kill_and_write_banner)
+    deadline = threading.Timer(30, os.kill, (os.getpid(), signal.SIGTERM))
+    deadline.start()
+    try:
+        arguments = ["serve", "--model-repository", str(echo_repository), *FREE_PORTS]
+        assert cli.main(arguments) == 0
+    finally:
+        deadline.cancel()
+        deadline.join()
+    assert len(starts) == 2
 
 
 @pytest.mark.integration
