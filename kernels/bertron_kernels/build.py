@@ -29,6 +29,7 @@ INSTRUCTION_SETS = {
     "kernels_avx2.cpp": ["-mavx2", "-mfma"],
     "kernels_avx512_vnni.cpp": _AVX512,
     "kernels_avx512_bf16.cpp": [*_AVX512, "-mavx512bf16"],
+    "kernels_amx.cpp": [*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
     "ops.cpp": [],
     "team.cpp": [],
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("lib") / "libbertron_cpu.so"
-CHOICES = ("eager", "avx2", "avx512_vnni", "avx512_bf16")
+CHOICES = ("eager", "avx2", "avx512_vnni", "avx512_bf16", "amx")
 
 
 def _load() -> str | None:
@@ -53,7 +53,7 @@ def _load() -> str | None:
 INSTRUCTION_SET = _load()
 # Whether bfloat16 is a fast type on this CPU; where not, float32 is quicker and exacter.
 HAS_FAST_BF16 = (
-    INSTRUCTION_SET == "avx512_bf16"
+    INSTRUCTION_SET in ("avx512_bf16", "amx")
     if INSTRUCTION_SET is not None
     else torch.cpu._is_avx512_bf16_supported()
 )

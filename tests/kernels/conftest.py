@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -111,15 +110,23 @@ def run_kernel() -> Iterator[Callable[..., Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], OpWorker]]:
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_emulated(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def on_cpu(request: pytest.FixtureRequest) -> Iterator[Callable[[str], OpWorker]]:
     """The process that runs the ops on one of the CPU's choices, by name."""
     workers: dict[str, OpWorker] = {}
-    emulated = cache(lambda: build_emulated(tmp_path_factory.mktemp("emulated")))
 
     def started(choice: str) -> OpWorker:
         if choice not in workers:
-            library = {"BERTRON_CPU_LIBRARY": str(emulated())} if choice in EMULATED else {}
-            workers[choice] = OpWorker(choice, library)
+            environment = {}
+            if choice in EMULATED:  # built once, also where that fails
+                environment["BERTRON_CPU_LIBRARY"] = str(
+                    request.getfixturevalue("emulated_library")
+                )
+            workers[choice] = OpWorker(choice, environment)
         return workers[choice]
 
     yield started

@@ -13,7 +13,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 GATES = {"float32": 1e-5, "bfloat16": 4e-3, "int8": 1e-5, "int8, scaled inputs": 1e-5}
 
 # T, K, N. A tile is 6 rows of 64 columns, or of 16; a chunk is 96 rows; below 32 rows two threads
-# share the columns, from there on the rows. A word is 1 float, 2 bf16 or 4 int8.
+# share the columns, from there on the rows. A word is 1 float, 2 bf16 or 4 int8. AMX takes 16 words,
+# 32 rows and 32 columns at once, or 16 and 64.
 SHAPES = {
     "one row, as a query": (1, 384, 1152),
     "a row short of a tile, K of half a word": (5, 26, 80),
@@ -24,6 +25,8 @@ SHAPES = {
     "a chunk and a tile and a row": (103, 384, 65),
     "three chunks": (257, 48, 384),
     "many rows of one column": (1000, 64, 1),
+    "whole words for AMX, five of its tiles": (17, 64, 80),
+    "the same, by rows, three tiles": (70, 128, 48),
     "one input": (13, 1, 16),
     "no inputs": (7, 0, 20),
     "no rows": (0, 64, 64),
@@ -92,7 +95,7 @@ def gate(product, dtype, choice):
     # Eager rounds a bf16 product before and after its bias.
     exact = 2 * GATES["bfloat16"] if choice == "eager" else GATES["bfloat16"]
     # Without bf16 instructions the library widens the weights, which loses nothing.
-    is_rounded = product == "bfloat16" and choice in ("eager", "avx512_bf16")
+    is_rounded = product == "bfloat16" and choice in ("eager", "avx512_bf16", "amx")
     if dtype is torch.bfloat16 or is_rounded:
         return exact
     if product == "bfloat16":

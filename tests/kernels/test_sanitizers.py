@@ -74,6 +74,8 @@ def products(worker, randn, dtype):
         (7, 1, 1),
         (103, 330, 65),
         (13, 48, 64),
+        (16, 64, 16),  # whole tiles of AMX
+        (37, 128, 85),
         (0, 8, 8),
         (6, 0, 5),
     ):

@@ -1,4 +1,5 @@
-// Attention inside each sequence, one (head, sequence) at a time, six query rows against all keys.
+// Attention inside each sequence, one (head, sequence) at a time, a tile of query rows against all
+// keys.
 #pragma once
 
 #include "gemm.h"
@@ -78,7 +79,9 @@ void pack_values(const Head<T>& h, int64_t words, int64_t padded_dim, uint32_t* 
     for (int64_t d = 0; d < padded_dim; d += kLanes) {
       const int64_t left = h.head_dim - d;
       const T* first = h.value + w * per_word * h.stride + d;
-      if constexpr (per_word == 1) {
+      if (w * per_word >= h.length) {
+        store(reinterpret_cast<float*>(place + d), vf{});
+      } else if constexpr (per_word == 1) {
         store(reinterpret_cast<float*>(place + d), load_some(first, left));
       } else {
         // A bf16 is the upper half of its float: two rows make one word without arithmetic.
@@ -93,22 +96,24 @@ void pack_values(const Head<T>& h, int64_t words, int64_t padded_dim, uint32_t* 
 }
 
 template <class Dot, class T>
-void attend(const Head<T>& h, float scale) {
+void attend(const Head<T>& h, float scale, Sums<Dot>& sums_of) {
   constexpr int64_t per_word = bertron::values_per_word(Dot::product);
-  const int64_t key_words = (h.head_dim + per_word - 1) / per_word;
-  const int64_t value_words = (h.length + per_word - 1) / per_word;
+  constexpr int64_t tile_rows = Dot::tile_rows;
+  // Zeros fill the words that a product takes at once.
+  const int64_t key_words = parts_of(h.head_dim, per_word * kWordStep<Dot>) * kWordStep<Dot>;
+  const int64_t value_words = parts_of(h.length, per_word * kWordStep<Dot>) * kWordStep<Dot>;
   const int64_t padded_dim = (h.head_dim + kLanes - 1) / kLanes * kLanes;
   const int64_t panels = bertron::panels(h.length), padded = panels * kPanel;
   uint32_t* keys = scratch<uint32_t>(0, padded * key_words);
   uint32_t* values = scratch<uint32_t>(1, value_words * padded_dim);
-  float* scores = scratch<float>(2, kTileRows * (padded + padded_dim));
-  float* context = scores + kTileRows * padded;  // [6][padded_dim]
-  uint32_t* rows = scratch<uint32_t>(3, kTileRows * (key_words + padded + kLanes));
-  uint32_t* weights = rows + kTileRows * (key_words + kLanes);  // [6][value_words]
+  float* scores = scratch<float>(2, tile_rows * (padded + padded_dim));
+  float* context = scores + tile_rows * padded;  // [tile_rows][padded_dim]
+  uint32_t* rows = scratch<uint32_t>(3, tile_rows * (key_words + padded + kLanes));
+  uint32_t* weights = rows + tile_rows * (key_words + kLanes);  // [tile_rows][value_words]
   pack_keys<Dot>(h, key_words, keys);
   pack_values<Dot>(h, value_words, padded_dim, values);
 
-  const bool in_place = sizeof(T) * per_word == 4 && h.head_dim % per_word == 0 &&
+  const bool in_place = sizeof(T) * per_word == 4 && h.head_dim == key_words * per_word &&
                         h.stride % per_word == 0;
   const float to_exponent = scale * kLog2E;
   // What stands at columns c and on of a row, but for the lanes beyond the last key. Not by writing
@@ -119,26 +124,27 @@ void attend(const Head<T>& h, float scale) {
   const auto of_keys = [&](vf v, int64_t c, float otherwise) __attribute__((always_inline)) {
     return c < whole ? v : last ? v : splat(otherwise);
   };
-  for (int64_t s0 = 0; s0 < h.length; s0 += kTileRows) {
-    const int64_t count = std::min<int64_t>(kTileRows, h.length - s0);
+  for (int64_t s0 = 0; s0 < h.length; s0 += tile_rows) {
+    const int64_t count = std::min(tile_rows, h.length - s0);
     const word_u* query = reinterpret_cast<const word_u*>(h.query + s0 * h.stride);
     int64_t query_stride = h.stride / per_word;
     if (!in_place) {
       query_stride = key_words + kLanes;
       for (int64_t i = 0; i < count; ++i) {
         const T* row = h.query + (s0 + i) * h.stride;
-        row_to<typename Dot::Row>(row, h.head_dim, rows + i * query_stride);
+        uint32_t* place = rows + i * query_stride;
+        if constexpr (kWordStep<Dot> > 1) std::fill_n(place, key_words, 0);
+        row_to<typename Dot::Row>(row, h.head_dim, place);
       }
       query = rows;
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t left = h.length - panel * kPanel;
       const int64_t columns = (std::min(kPanel, left) + kLanes - 1) / kLanes * kLanes;
-      tile_columns<Dot>(count, query, query_stride, keys + panel * key_words * kPanel, kTileColumns,
-                        key_words * kTileColumns, columns, key_words, scores + panel * kPanel,
-                        padded);
+      sums_of(count, query, query_stride, keys + panel * key_words * kPanel, kTileColumns,
+              key_words * kTileColumns, columns, key_words, scores + panel * kPanel, padded);
     }
-    float inverse[kTileRows];
+    float inverse[tile_rows];
     for (int64_t i = 0; i < count; ++i) {
       float* row = scores + i * padded;
       vf high = splat(-INFINITY);
@@ -152,11 +158,14 @@ void attend(const Head<T>& h, float scale) {
         if constexpr (per_word == 1) store(row + c, p);
         else store(reinterpret_cast<bf16*>(weights + i * (padded / 2)) + c, p);
       }
+      for (int64_t c = (h.length + kLanes - 1) / kLanes * kLanes; c < value_words * per_word;
+           c += kLanes)
+        store(reinterpret_cast<bf16*>(weights + i * (padded / 2)) + c, vf{});
       inverse[i] = 1.f / sum(total);
     }
     const uint32_t* left_side = per_word == 1 ? reinterpret_cast<const uint32_t*>(scores) : weights;
-    tile_columns<Dot>(count, left_side, padded / per_word, values, padded_dim, kTileColumns,
-                      padded_dim, value_words, context, padded_dim);
+    sums_of(count, left_side, padded / per_word, values, padded_dim, kTileColumns, padded_dim,
+            value_words, context, padded_dim);
     for (int64_t i = 0; i < count; ++i)
       for (int64_t d = 0; d < h.head_dim; d += kLanes)
         store_some(h.y + (s0 + i) * h.y_stride + d, load(context + i * padded_dim + d) * inverse[i],
@@ -169,6 +178,7 @@ void attention_as(const bertron::Attention& p, bertron::Threads threads) {
   const int64_t width = p.heads * p.head_dim;
   // Sequence by sequence: a thread's share is mostly of rows that it has computed.
   parallel(threads, p.heads * p.sequences, [&](int64_t begin, int64_t end) {
+    Sums<Dot> sums_of;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t sequence = task / p.heads, head = task % p.heads;
       const int64_t start = p.cu_seqlens[sequence];
@@ -176,7 +186,7 @@ void attention_as(const bertron::Attention& p, bertron::Threads threads) {
       attend<Dot>(Head<T>{qkv, qkv + width, qkv + 2 * width,
                           static_cast<T*>(p.y) + start * width + head * p.head_dim,
                           p.cu_seqlens[sequence + 1] - start, 3 * width, p.head_dim, width},
-                  p.scale);
+                  p.scale, sums_of);
     }
   });
 }

@@ -13,6 +13,7 @@
 #include <new>
 #include <type_traits>
 
+#include "amx.h"
 #include "kernels.h"
 #include "simd.h"
 #include "team.h"
@@ -30,6 +31,13 @@ constexpr int kTileVectors = 4;
 constexpr int kTileVectors = 2;
 #endif
 constexpr int64_t kTileColumns = kTileVectors * kLanes;
+#ifdef __AMX_TILE__
+constexpr int kBlockRows = kAmxBlockRows;
+constexpr int64_t kPartRows = kAmxRows;
+#else
+constexpr int kBlockRows = kTileRows;
+constexpr int64_t kPartRows = kTileRows;
+#endif
 // Rows that one thread carries through all panels: their inputs and float outputs stay in L2.
 constexpr int64_t kChunkRows = 96;
 // Up to so many rows a product computes too little with its weights to hide their way from memory.
@@ -66,7 +74,7 @@ struct DotBf16 {
   using Accumulator = vf;
 #ifdef __AVX512BF16__
   static constexpr int row_words = 1;
-  static constexpr int tile_rows = kTileRows;
+  static constexpr int tile_rows = kBlockRows;
   using Row = bf16;
   BERTRON_INLINE vf dot(vf total, const word_u* a, const uint32_t* b) {
     return reinterpret_cast<vf>(_mm512_dpbf16_ps(
@@ -91,7 +99,7 @@ struct DotBf16 {
 // the same ones on every CPU.
 struct DotInt8 {
   static constexpr Product product = Product::int8;
-  static constexpr int tile_rows = kTileRows;
+  static constexpr int tile_rows = kBlockRows;
   using Row = uint8_t;
   using Accumulator = vi;
 #ifdef __AVX512VNNI__
@@ -180,6 +188,41 @@ void tile_columns(int64_t rows, const word_u* a, int64_t a_stride, const uint32_
   for (; c < columns; c += kLanes, b += kLanes)
     tile_rows<Dot, 1>(rows, a, a_stride, b, b_stride, words, out + c, out_stride, ahead);
 }
+
+// The same for up to Dot::tile_rows rows: in AMX's tiles where there are some and they hold the words.
+template <class Dot>
+struct Sums {
+  template <class Ahead = NoPrefetch>
+  void operator()(int64_t rows, const word_u* a, int64_t a_stride, const uint32_t* b,
+                  int64_t b_stride, int64_t b_step, int64_t columns, int64_t words, float* out,
+                  int64_t out_stride, Ahead ahead = {}) {
+#ifdef __AMX_TILE__
+    if constexpr (Dot::product != Product::f32) {
+      if (words % kAmxWords == 0)
+        return amx_columns<Dot::product>(shape, rows, a, a_stride * 4, b, b_stride * 4, columns,
+                                         words, out, out_stride * 4);
+      for (; rows > kTileRows; rows -= kTileRows, a += kTileRows * a_stride,
+                               out += kTileRows * out_stride)
+        tile_columns<Dot>(kTileRows, a, a_stride, b, b_stride, b_step, columns, words, out,
+                          out_stride);
+    }
+#endif
+    tile_columns<Dot>(rows, a, a_stride, b, b_stride, b_step, columns, words, out, out_stride,
+                      ahead);
+  }
+#ifdef __AMX_TILE__
+  AmxShape shape;
+#endif
+};
+
+// How many words such a product takes at once.
+#ifdef __AMX_TILE__
+template <class Dot>
+constexpr int64_t kWordStep = Dot::product == Product::f32 ? 1 : kAmxWords;
+#else
+template <class Dot>
+constexpr int64_t kWordStep = 1;
+#endif
 
 // Where a column's words begin in a panel of `words`; from one to the next are kTileColumns.
 constexpr int64_t column_place(int64_t column, int64_t words) {
@@ -365,27 +408,28 @@ struct Gemm {
   // `keep(row, column, values, left)` with the finished sums, bias included.
   template <class Keep>
   void multiply(const Rows& rows, int64_t first, int64_t last, const Keep& keep) const {
+    Sums<Dot> sums;
     for (int64_t panel = first; panel < last; ++panel)
-      rows.end - rows.begin <= kShortRows ? short_panel(rows, panel, keep)
-                                          : long_panel(rows, panel, keep);
+      rows.end - rows.begin <= kShortRows ? short_panel(rows, panel, sums, keep)
+                                          : long_panel(rows, panel, sums, keep);
   }
 
   template <class Keep>
-  void long_panel(const Rows& rows, int64_t panel, const Keep& keep) const {
-    alignas(64) float sums[kTileRows * kPanel];
+  void long_panel(const Rows& rows, int64_t panel, Sums<Dot>& sums_of, const Keep& keep) const {
+    alignas(64) float sums[Dot::tile_rows * kPanel];
     const uint32_t* b = static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
     const int64_t columns = panel_columns(panel), tiles = rows.tiles();
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t row = rows.bound(i), count = rows.bound(i + 1) - row;
-      tile_columns<Dot>(count, rows.at(row), rows.stride, b, kTileColumns,
-                        stored_words * kTileColumns, columns, words, sums, kPanel);
+      sums_of(count, rows.at(row), rows.stride, b, kTileColumns, stored_words * kTileColumns,
+              columns, words, sums, kPanel);
       finish(rows, row, count, panel * kPanel, columns, sums, kPanel, keep);
     }
   }
 
   template <class Keep>
-  void short_panel(const Rows& rows, int64_t panel, const Keep& keep) const {
-    alignas(64) float sums[kTileRows * kTileColumns];
+  void short_panel(const Rows& rows, int64_t panel, Sums<Dot>& sums_of, const Keep& keep) const {
+    alignas(64) float sums[Dot::tile_rows * kTileColumns];
     const uint32_t* panel_weight =
         static_cast<const uint32_t*>(p.weight) + panel * stored_words * kPanel;
     const int64_t columns = panel_columns(panel), tiles = rows.tiles();
@@ -397,8 +441,8 @@ struct Gemm {
       const int64_t width = std::min(kTileColumns, columns - c);
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t row = rows.bound(i), count = rows.bound(i + 1) - row;
-        tile_columns<Dot>(count, rows.at(row), rows.stride, b, kTileColumns, 0, width, words, sums,
-                          kTileColumns, ahead);
+        sums_of(count, rows.at(row), rows.stride, b, kTileColumns, 0, width, words, sums,
+                kTileColumns, ahead);
         ahead.next += words * ahead.bytes;
         finish(rows, row, count, panel * kPanel + c, width, sums, kTileColumns, keep);
       }
@@ -471,10 +515,10 @@ struct Keep {
 // thread.
 template <class F>
 void parallel_rows(int64_t tokens, bertron::Threads threads, const F& f) {
-  const int64_t tiles = parts_of(tokens, kTileRows);
+  const int64_t tiles = parts_of(tokens, kPartRows);
   const int64_t parts = threads.count * parts_of(tokens, threads.count * kChunkRows);
   parallel(threads, tiles, parts_of(tiles, parts), [&](int64_t first, int64_t last) {
-    f(first * kTileRows, std::min(last * kTileRows, tokens));
+    f(first * kPartRows, std::min(last * kPartRows, tokens));
   });
 }
 
@@ -505,7 +549,7 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
     float* totals = p.residual == nullptr ? nullptr : scratch<float>(2, p.tokens * p.n);
     // More threads than half of the panels get some of a panel's rows each.
     const int64_t parts = std::clamp<int64_t>(parts_of(2 * threads.count, panels), 1,
-                                              parts_of(p.tokens, 2 * kTileRows));
+                                              parts_of(p.tokens, 2 * Dot::tile_rows));
     parallel(threads, panels * parts, 1, [&](int64_t i, int64_t) {
       const auto some = rows.part(i % parts, parts);
       const int64_t panel = i / parts;

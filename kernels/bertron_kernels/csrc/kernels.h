@@ -117,5 +117,6 @@ struct Kernels {
 extern const Kernels kernels_avx2;         // AVX2 and FMA
 extern const Kernels kernels_avx512_vnni;  // AVX-512 F, BW, DQ, VL and VNNI
 extern const Kernels kernels_avx512_bf16;  // the same and BF16
+extern const Kernels kernels_amx;          // the same and AMX with BF16 and INT8
 
 }  // namespace bertron

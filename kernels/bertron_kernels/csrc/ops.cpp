@@ -7,6 +7,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -22,6 +25,12 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using namespace bertron;
 
+// Linux gives AMX's registers, 8 KiB a thread, only to a process that asks for them.
+bool may_use_tiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, of asm/prctl.h
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 const Kernels& kernels() {
   static const Kernels* chosen = [] {
     // An override for tests, which run every table that the machine can.
@@ -32,8 +41,11 @@ const Kernels& kernels() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vnni");
-    if (avx512 && __builtin_cpu_supports("avx512bf16") && allows(kernels_avx512_bf16))
-      return &kernels_avx512_bf16;
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+        __builtin_cpu_supports("amx-int8") && allows(kernels_amx) && may_use_tiles())
+      return &kernels_amx;
+    if (bf16 && allows(kernels_avx512_bf16)) return &kernels_avx512_bf16;
     if (avx512 && allows(kernels_avx512_vnni)) return &kernels_avx512_vnni;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allows(kernels_avx2))
       return &kernels_avx2;

@@ -1,0 +1,3 @@
+#define BERTRON_TABLE kernels_amx
+#define BERTRON_NAME "amx"
+#include "kernels.inc"
