@@ -13,8 +13,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 GATES = {"float32": 1e-5, "bfloat16": 4e-3, "int8": 1e-5, "int8, scaled inputs": 1e-5}
 
 # T, K, N. A tile is 6 rows of 64 columns, or of 16; a chunk is 96 rows; below 32 rows two threads
-# share the columns, from there on the rows. A word is 1 float, 2 bf16 or 4 int8. AMX takes 16 words,
-# 32 rows and 32 columns at once, or 16 and 64.
+# share the columns, from there on the rows. A word is 1 float, 2 bf16 or 4 int8. AMX takes 16 at
+# once, with 32 rows and 32 columns or 16 and 64, and shares columns below 128 rows.
 SHAPES = {
     "one row, as a query": (1, 384, 1152),
     "a row short of a tile, K of half a word": (5, 26, 80),
