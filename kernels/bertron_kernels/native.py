@@ -43,7 +43,7 @@ def _load() -> str | None:
     name = chosen()
     if name is None:
         raise RuntimeError(
-            f"this CPU does not have the instructions of {wanted or CHOICES[1]}; unset"
+            f"this machine does not offer the instructions of {wanted or CHOICES[1]}; unset"
             " BERTRON_CPU_KERNELS, or set it to eager to run PyTorch's operators"
         )
     return bytes(name).decode()

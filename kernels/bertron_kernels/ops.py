@@ -103,7 +103,7 @@ def implementation(device_type: str) -> str:
 
     Returns:
         ``triton`` for the Triton-language kernels, ``eager`` for PyTorch's own operators, or the
-        native library's instruction set: ``avx2``, ``avx512_vnni``, ``avx512_bf16``.
+        native library's instruction set: ``avx2``, ``avx512_vnni``, ``avx512_bf16``, ``amx``.
 
     Raises:
         ValueError: Another device.

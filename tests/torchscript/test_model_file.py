@@ -49,6 +49,7 @@ def test_on_cuda_the_dtype_is_the_wanted_one_or_the_files(model, file, wanted):
     ("has_fast_bf16", "library", "narrowed"),
     [
         (True, "avx512_bf16", WEIGHTS | READ_BY_PRODUCTS),
+        (True, "amx", WEIGHTS | READ_BY_PRODUCTS),
         (True, None, WEIGHTS | READ_BY_PRODUCTS),
         (False, "avx2", WEIGHTS),
         (False, None, set()),

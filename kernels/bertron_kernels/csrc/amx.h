@@ -4,8 +4,6 @@
 // words, 16 words of up to 16 rows. Their product adds 32 bf16 or 64 int8 terms to each of 256 sums.
 #pragma once
 
-#ifdef __AMX_TILE__
-
 #include <immintrin.h>
 
 #include <cstdint>
@@ -18,6 +16,8 @@ namespace {
 constexpr int64_t kAmxRows = 16, kAmxWords = 16, kAmxColumns = 16;
 // What one block holds: 2 x 2 tiles of sums, or 1 x 4.
 constexpr int64_t kAmxBlockRows = 2 * kAmxRows;
+
+#ifdef __AMX_TILE__
 
 // The shapes of the tile registers, which are the thread's own. Held while a thread computes its
 // part of an op; an idle thread's are given back, so that nobody saves 8 KiB for it.
@@ -150,6 +150,6 @@ void amx_columns(AmxShape& shape, int64_t rows, const void* a, int64_t a_stride,
   if (tiles == 1) run(amx_block_1<PRODUCT, 1>, 1);
 }
 
-}  // namespace
-
 #endif
+
+}  // namespace

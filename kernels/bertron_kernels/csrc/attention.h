@@ -99,9 +99,10 @@ template <class Dot, class T>
 void attend(const Head<T>& h, float scale, Sums<Dot>& sums_of) {
   constexpr int64_t per_word = bertron::values_per_word(Dot::product);
   constexpr int64_t tile_rows = Dot::tile_rows;
-  // Zeros fill the words that a product takes at once.
-  const int64_t key_words = parts_of(h.head_dim, per_word * kWordStep<Dot>) * kWordStep<Dot>;
-  const int64_t value_words = parts_of(h.length, per_word * kWordStep<Dot>) * kWordStep<Dot>;
+  // AMX takes words by the tile; zeros fill the last.
+  constexpr int64_t step = has_amx(Dot::product) ? kAmxWords : 1;
+  const int64_t key_words = parts_of(h.head_dim, per_word * step) * step;
+  const int64_t value_words = parts_of(h.length, per_word * step) * step;
   const int64_t padded_dim = (h.head_dim + kLanes - 1) / kLanes * kLanes;
   const int64_t panels = bertron::panels(h.length), padded = panels * kPanel;
   uint32_t* keys = scratch<uint32_t>(0, padded * key_words);
@@ -133,7 +134,7 @@ void attend(const Head<T>& h, float scale, Sums<Dot>& sums_of) {
       for (int64_t i = 0; i < count; ++i) {
         const T* row = h.query + (s0 + i) * h.stride;
         uint32_t* place = rows + i * query_stride;
-        if constexpr (kWordStep<Dot> > 1) std::fill_n(place, key_words, 0);
+        if (key_words * per_word > h.head_dim) std::fill_n(place, key_words, 0);
         row_to<typename Dot::Row>(row, h.head_dim, place);
       }
       query = rows;

@@ -31,24 +31,21 @@ constexpr int kTileVectors = 4;
 constexpr int kTileVectors = 2;
 #endif
 constexpr int64_t kTileColumns = kTileVectors * kLanes;
+// Whether AMX multiplies it.
+constexpr bool has_amx([[maybe_unused]] Product product) {
 #ifdef __AMX_TILE__
-template <class Dot>
-constexpr bool kHasAmx = Dot::product != Product::f32;
-constexpr int64_t kBlockRows = kAmxBlockRows;
+  return product != Product::f32;
 #else
-template <class Dot>
-constexpr bool kHasAmx = false;
-constexpr int64_t kBlockRows = kTileRows;
+  return false;
 #endif
+}
 // Rows that one thread carries through all panels: their inputs and float outputs stay in L2. AMX
 // computes with its weights for as long as they take from L3 at about 120 rows; MiniLM's forward was
 // 1.03 to 1.08 times as quick with 256 as with 96.
-template <class Dot>
-constexpr int64_t kChunkRows = kHasAmx<Dot> ? 256 : 96;
+constexpr int64_t chunk_rows(Product product) { return has_amx(product) ? 256 : 96; }
 // Up to so many rows for each thread they share the columns, so that each reads a part of the weights.
 // With AMX, which waits for weights for longer, MiniLM's took 0.8 to 0.95 of the time at 32 to 64.
-template <class Dot>
-constexpr int64_t kRowsForAll = kHasAmx<Dot> ? 64 : 16;
+constexpr int64_t rows_for_all(Product product) { return has_amx(product) ? 64 : 16; }
 // Up to so many rows a product computes too little with its weights to hide their way from memory.
 // They go column by column then, a tile's weights staying in L1 for all rows while the next tile's
 // are fetched. With more there is nothing to hide (weights from memory and from L3 took the same
@@ -83,7 +80,7 @@ struct DotBf16 {
   using Accumulator = vf;
 #ifdef __AVX512BF16__
   static constexpr int row_words = 1;
-  static constexpr int64_t tile_rows = kBlockRows;
+  static constexpr int64_t tile_rows = has_amx(product) ? kAmxBlockRows : kTileRows;
   using Row = bf16;
   BERTRON_INLINE vf dot(vf total, const word_u* a, const uint32_t* b) {
     return reinterpret_cast<vf>(_mm512_dpbf16_ps(
@@ -108,7 +105,7 @@ struct DotBf16 {
 // the same ones on every CPU.
 struct DotInt8 {
   static constexpr Product product = Product::int8;
-  static constexpr int64_t tile_rows = kBlockRows;
+  static constexpr int64_t tile_rows = has_amx(product) ? kAmxBlockRows : kTileRows;
   using Row = uint8_t;
   using Accumulator = vi;
 #ifdef __AVX512VNNI__
@@ -206,7 +203,7 @@ struct Sums {
                   int64_t b_stride, int64_t b_step, int64_t columns, int64_t words, float* out,
                   int64_t out_stride, Ahead ahead = {}) {
 #ifdef __AMX_TILE__
-    if constexpr (kHasAmx<Dot>) {
+    if constexpr (has_amx(Dot::product)) {
       if (words % kAmxWords == 0)
         return amx_columns<Dot::product>(shape, rows, a, a_stride * 4, b, b_stride * 4, columns,
                                          words, out, out_stride * 4);
@@ -223,15 +220,6 @@ struct Sums {
   AmxShape shape;
 #endif
 };
-
-// How many words such a product takes at once.
-#ifdef __AMX_TILE__
-template <class Dot>
-constexpr int64_t kWordStep = kHasAmx<Dot> ? kAmxWords : 1;
-#else
-template <class Dot>
-constexpr int64_t kWordStep = 1;
-#endif
 
 // Where a column's words begin in a panel of `words`; from one to the next are kTileColumns.
 constexpr int64_t column_place(int64_t column, int64_t words) {
@@ -520,13 +508,13 @@ struct Keep {
   }
 };
 
-// f(row, stop) on whole tiles of rows, at most kChunkRows; as many parts, about as long, for each
+// f(row, stop) on whole tiles of rows, at most chunk_rows; as many parts, about as long, for each
 // thread.
 template <class Dot, class F>
 void parallel_rows(int64_t tokens, bertron::Threads threads, const F& f) {
-  constexpr int64_t tile_rows = kHasAmx<Dot> ? Dot::tile_rows / 2 : kTileRows;
+  constexpr int64_t tile_rows = has_amx(Dot::product) ? kAmxRows : kTileRows;
   const int64_t tiles = parts_of(tokens, tile_rows);
-  const int64_t parts = threads.count * parts_of(tokens, threads.count * kChunkRows<Dot>);
+  const int64_t parts = threads.count * parts_of(tokens, threads.count * chunk_rows(Dot::product));
   parallel(threads, tiles, parts_of(tiles, parts), [&](int64_t first, int64_t last) {
     f(first * tile_rows, std::min(last * tile_rows, tokens));
   });
@@ -542,7 +530,7 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
     store_some(y + row * n + column, gelu ? gelu_of(v) : v, left);
   };
   // Many rows: each thread takes some through all columns. Few: each takes some columns.
-  const bool by_rows = p.tokens >= kRowsForAll<Dot> * threads.count;
+  const bool by_rows = p.tokens >= rows_for_all(Dot::product) * threads.count;
   if (p.tokens == 0 || p.n == 0) return;
   if (by_rows && p.residual == nullptr) {
     parallel_rows<Dot>(p.tokens, threads, [&](int64_t row, int64_t stop) {
@@ -550,7 +538,7 @@ void linear_as(const bertron::Linear& p, bertron::Threads threads) {
     });
   } else if (by_rows) {
     parallel_rows<Dot>(p.tokens, threads, [&](int64_t row, int64_t stop) {
-      float* totals = scratch<float>(1, kChunkRows<Dot> * p.n);
+      float* totals = scratch<float>(1, chunk_rows(Dot::product) * p.n);
       gemm.multiply(gemm.rows(row, stop), 0, panels, Keep{totals - row * p.n, p.n});
       add_norm_rows<Out>(p, row, stop, totals);
     });
