@@ -1,6 +1,7 @@
 """What the CPU library must withstand beyond each op's own tests."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -185,3 +186,14 @@ def test_a_library_that_does_not_load_is_told(tmp_path):
     done = imported_with(BERTRON_CPU_LIBRARY=str(broken), BERTRON_CPU_KERNELS="")
     assert done.stdout.strip() == "eager"
     assert "broken.so does not load, PyTorch's operators serve" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+def test_where_linux_refuses_amx_the_next_best_serves(emulated_library):
+    emulated = {"BERTRON_CPU_LIBRARY": str(emulated_library), "BERTRON_CPU_KERNELS": ""}
+    allowed, refused = imported_with(**emulated), imported_with(**emulated, EMULATE_REFUSAL="1")
+    assert allowed.stdout.strip() == "amx", allowed.stderr
+    assert refused.stdout.strip() == "avx512_bf16", refused.stderr
+    emulated["BERTRON_CPU_KERNELS"] = "amx"
+    insisted = imported_with(**emulated, EMULATE_REFUSAL="1")
+    assert "this machine does not offer the instructions of amx" in insisted.stderr
