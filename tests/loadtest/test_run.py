@@ -183,13 +183,14 @@ def test_a_ramp_stops_where_the_server_is_saturated(healthy, tmp_path):
     done = load(
         *("--url", healthy.grpc_url, "--output", tmp_path / "run"),
         *("--shape", "ramp"),
-        seconds=33,
-        users=1024,
+        seconds=36,
+        users=2048,
     )
     run = Run.load(tmp_path / "run")
     steps = [phase.users for phase in run.phases if phase.name != "warm-up"]
     assert steps[:7] == [1, 2, 4, 8, 16, 32, 64], done.stdout + done.stderr
-    assert steps[-1] < 1024
+    # 128 users may still gain a little: the step to 64 loses its first calls' 0.4 s.
+    assert steps[-1] < 2048
     assert (tmp_path / "run" / "saturation.svg").exists()
 
 
