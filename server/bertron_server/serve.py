@@ -176,7 +176,7 @@ def _serve_until_fault(
         return str(error)
     ready_after_s = time.monotonic() - started
     ensembles = [model.ensemble for model in served_models(server.model_repository)]
-    # Before it is said to be ready: a process that ended before it was seen would never be missed.
+    # Before it is said to be ready: one of its processes that ended unseen would stay unnoticed.
     watchdog = Watchdog(server, ensembles, stall_timeout_s)
     _say(_banner(server, ready_after_s=ready_after_s))
     fault = None

@@ -287,7 +287,7 @@ def test_a_model_whose_process_ends_takes_the_server_along(
 
 
 @pytest.mark.integration
-def test_a_model_whose_process_ends_while_the_banner_is_written_is_missed(
+def test_a_model_whose_process_ends_while_the_banner_is_written_is_noticed(
     echo_repository: Path, proc: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_banner = serve._banner

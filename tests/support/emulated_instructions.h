@@ -104,10 +104,13 @@ static inline void emulated_release() { emulated = {}; }
 static inline void emulated_expect(bool is_allowed) {
   if (!is_allowed) __builtin_trap();
 }
+static inline void emulated_zero(int tile) {
+  emulated_expect(emulated.shape.palette == 1 && emulated.shape.rows[tile] > 0);
+  std::memset(emulated.words[tile], 0, sizeof emulated.words[tile]);
+}
 static inline void emulated_loadd(int tile, const void* from, int64_t stride) {
   const auto& shape = emulated.shape;
-  emulated_expect(shape.palette == 1 && shape.rows[tile] > 0);
-  std::memset(emulated.words[tile], 0, sizeof emulated.words[tile]);
+  emulated_zero(tile);
   for (int row = 0; row < shape.rows[tile]; ++row)
     std::memcpy(emulated.words[tile][row], static_cast<const char*>(from) + row * stride,
                 shape.row_bytes[tile]);
@@ -118,10 +121,6 @@ static inline void emulated_stored(int tile, void* to, int64_t stride) {
   for (int row = 0; row < shape.rows[tile]; ++row)
     std::memcpy(static_cast<char*>(to) + row * stride, emulated.words[tile][row],
                 shape.row_bytes[tile]);
-}
-static inline void emulated_zero(int tile) {
-  emulated_expect(emulated.shape.palette == 1 && emulated.shape.rows[tile] > 0);
-  std::memset(emulated.words[tile], 0, sizeof emulated.words[tile]);
 }
 template <class Dot>
 static inline void emulated_multiply(int sums, int a, int b, const Dot& dot) {

@@ -53,7 +53,7 @@ class AmxShape {
 };
 
 // tile += rows x columns; the registers' numbers are part of the instruction.
-#define BERTRON_AMX_DOT(sums, rows, columns)                                       \
+#define BERTRON_AMX_DOT(sums, rows, columns)                                            \
   if constexpr (PRODUCT == bertron::Product::bf16) _tile_dpbf16ps(sums, rows, columns); \
   else _tile_dpbusd(sums, rows, columns)
 

@@ -70,18 +70,18 @@ void pack_keys(const Head<T>& h, int64_t words, uint32_t* out) {
   }
 }
 
-// Values to words along the tokens: [words of S][D rounded up], for the second product.
+// Values to words along the tokens: [words][D rounded up], for the second product; zeros after S.
 template <class Dot, class T>
 void pack_values(const Head<T>& h, int64_t words, int64_t padded_dim, uint32_t* out) {
   constexpr int64_t per_word = bertron::values_per_word(Dot::product);
-  for (int64_t w = 0; w < words; ++w) {
+  const int64_t used = parts_of(h.length, per_word);
+  std::fill_n(out + used * padded_dim, (words - used) * padded_dim, 0);
+  for (int64_t w = 0; w < used; ++w) {
     uint32_t* place = out + w * padded_dim;
     for (int64_t d = 0; d < padded_dim; d += kLanes) {
       const int64_t left = h.head_dim - d;
       const T* first = h.value + w * per_word * h.stride + d;
-      if (w * per_word >= h.length) {
-        store(reinterpret_cast<float*>(place + d), vf{});
-      } else if constexpr (per_word == 1) {
+      if constexpr (per_word == 1) {
         store(reinterpret_cast<float*>(place + d), load_some(first, left));
       } else {
         // A bf16 is the upper half of its float: two rows make one word without arithmetic.
@@ -159,8 +159,8 @@ void attend(const Head<T>& h, float scale, Sums<Dot>& sums_of) {
         if constexpr (per_word == 1) store(row + c, p);
         else store(reinterpret_cast<bf16*>(weights + i * (padded / 2)) + c, p);
       }
-      for (int64_t c = (h.length + kLanes - 1) / kLanes * kLanes; c < value_words * per_word;
-           c += kLanes)
+      // The rest of AMX's last words; elsewhere there is none.
+      for (int64_t c = parts_of(h.length, kLanes) * kLanes; c < value_words * per_word; c += kLanes)
         store(reinterpret_cast<bf16*>(weights + i * (padded / 2)) + c, vf{});
       inverse[i] = 1.f / sum(total);
     }

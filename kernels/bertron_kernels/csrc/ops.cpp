@@ -26,7 +26,7 @@ using torch::stable::Tensor;
 using namespace bertron;
 
 // Linux gives AMX's registers, 8 KiB a thread, only to a process that asks for them.
-bool may_use_tiles() {
+bool may_use_amx() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, of asm/prctl.h
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
@@ -43,7 +43,7 @@ const Kernels& kernels() {
                         __builtin_cpu_supports("avx512vnni");
     const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     if (bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-        __builtin_cpu_supports("amx-int8") && allows(kernels_amx) && may_use_tiles())
+        __builtin_cpu_supports("amx-int8") && allows(kernels_amx) && may_use_amx())
       return &kernels_amx;
     if (bf16 && allows(kernels_avx512_bf16)) return &kernels_avx512_bf16;
     if (avx512 && allows(kernels_avx512_vnni)) return &kernels_avx512_vnni;
