@@ -74,8 +74,10 @@ class ProtocolError(BertronError):
 
 
 # Triton server has one status for a full queue, an expired wait and a stopping server; only its
-# text tells them apart. These are the words of 2.51, seen on a real server.
-_OVERLOADED = re.compile(r"maximum queue size|request timeout expired", re.IGNORECASE)
+# text tells them apart. These are the words of 2.51, seen on a real server, and Bertron's own.
+_OVERLOADED = re.compile(
+    r"maximum queue size|request timeout expired|the server is overloaded", re.IGNORECASE
+)
 _RESTRICTED = re.compile(r"protocol is restricted", re.IGNORECASE)
 _UNKNOWN_MODEL = re.compile(r"unknown model", re.IGNORECASE)
 _ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")

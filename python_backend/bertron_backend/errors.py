@@ -15,3 +15,7 @@ class InferenceError(RequestError):
 
 class ExpiredError(RequestError):
     """The request waited longer than it may (HTTP 503, gRPC UNAVAILABLE)."""
+
+
+class OverloadedError(RequestError):
+    """The request would be answered too late (HTTP 503, gRPC UNAVAILABLE)."""

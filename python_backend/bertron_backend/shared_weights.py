@@ -14,12 +14,18 @@ import fcntl
 import hashlib
 import mmap
 import os
-import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+
+from bertron_backend.shared_files import (
+    closed_unless_kept,
+    make_private,
+    open_in_use,
+    remove_unused,
+)
 
 ALIGNMENT = 64  # bytes: a tensor begins with a cache line, as PyTorch's own do
 ATTEMPTS = 3  # to find or make the file while others make or remove it
@@ -55,10 +61,10 @@ class SharedWeights:
         offsets, self.size = _places(tensors)
         self.path = directory / _digest(tensors)
         try:
-            _make_private(directory)
+            make_private(directory)
             remove_unused(directory)
             self._descriptor = self._open(tensors, offsets)
-            with _closed_unless_kept(self._descriptor) as keep:
+            with closed_unless_kept(self._descriptor) as keep:
                 shared = self._map(tensors, offsets)
                 keep()
         except (OSError, ValueError) as error:
@@ -77,7 +83,7 @@ class SharedWeights:
     def _open(self, tensors: list[torch.Tensor], offsets: list[int]) -> int:
         """A descriptor with a shared lock, which says that the file is in use."""
         for _ in range(ATTEMPTS):
-            descriptor = _existing(self.path)
+            descriptor = open_in_use(self.path)
             if descriptor is None:
                 descriptor = self._make(tensors, offsets)
             if descriptor is not None:
@@ -88,7 +94,7 @@ class SharedWeights:
         """None: another instance was quicker, or took this one's file for a dead one's."""
         descriptor, name = tempfile.mkstemp(dir=self.path.parent)
         try:
-            with _closed_unless_kept(descriptor) as keep:
+            with closed_unless_kept(descriptor) as keep:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 os.posix_fallocate(descriptor, 0, self.size)  # a full disk says so now
                 with open(descriptor, "wb", closefd=False) as file:
@@ -120,45 +126,6 @@ class SharedWeights:
                 self.path.unlink(missing_ok=True)  # cut off when the machine went down, say
                 raise ValueError(f"{self.path.name} did not hold these weights, and was removed")
         return [copy.reshape(tensor.shape) for tensor, copy in zip(tensors, shared, strict=True)]
-
-
-def remove_unused(directory: Path) -> None:
-    """Remove what no process has in use."""
-    for path in directory.iterdir():
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:  # another one was quicker
-            continue
-        with _closed_unless_kept(descriptor), contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-
-
-def _existing(path: Path) -> int | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    with _closed_unless_kept(descriptor) as keep, contextlib.suppress(BlockingIOError):
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused: it is being removed
-        if os.fstat(descriptor).st_nlink > 0:
-            keep()
-            return descriptor
-    return None
-
-
-@contextlib.contextmanager
-def _closed_unless_kept(descriptor: int) -> Iterator[Callable[[], object]]:
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
-        yield stack.pop_all
-
-
-def _make_private(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise PermissionError("it is not a directory of this user alone (mode 700)")
 
 
 def _parameters(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.Tensor]]:

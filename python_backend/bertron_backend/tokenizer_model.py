@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from typing import Any
 
 from bertron_torchscript.manifest import checked_file
 
 from bertron_backend import garbage, triton_io
-from bertron_backend.batch_tokenizer import BatchTokenizer
+from bertron_backend.batch_tokenizer import BatchTokenizer, TextRequest, TokenBatch
+from bertron_backend.encoder_queue import QueueEntrance, Ticket, monotonic_us
 from bertron_backend.settings import TokenizerSettings
 
 
@@ -36,11 +36,35 @@ class TritonPythonModel:
             max_tokens_per_text=settings.max_tokens_per_text,
             max_characters_per_text=settings.max_characters_per_text,
         )
+        self._queue = _entrance(args["model_name"])
         garbage.leave_out_what_is_loaded()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its tokens, or with the error that is its own."""
-        respond = partial(triton_io.token_response, max_wait_us=self._max_wait_us)
-        return triton_io.answer_each(
-            requests, triton_io.read_texts, self._tokenizer.encode, respond
-        )
+        return triton_io.answer_each(requests, self._read, self._tokenizer.encode, self._respond)
+
+    def finalize(self) -> None:
+        """Take away what lies outside this process."""
+        if self._queue is not None:
+            self._queue.close()
+
+    def _read(self, request: Any) -> TextRequest:
+        if self._queue is not None and triton_io.is_for_encoder(request):
+            self._queue.admit(triton_io.may_take_us(request, self._max_wait_us))
+        return triton_io.read_texts(request)
+
+    def _respond(self, request: Any, batch: TokenBatch) -> Any:
+        deadline_us = monotonic_us() + triton_io.may_take_us(request, self._max_wait_us)
+        if self._queue is not None and triton_io.is_for_encoder(request):
+            ticket = self._queue.join(int(batch.token_count.sum()), deadline_us)
+        else:
+            ticket = Ticket(deadline_us)
+        return triton_io.token_response(batch, ticket)
+
+
+def _entrance(model: str) -> QueueEntrance | None:
+    try:
+        return QueueEntrance()
+    except OSError as error:
+        triton_io.log_info(f"{model}: nobody counts what waits for the encoder, since {error}")
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,13 @@ import triton_python_backend_utils as pb_utils
 
 from bertron_backend.batch_metrics import DESCRIPTIONS, Counter
 from bertron_backend.batch_tokenizer import TextRequest, TokenBatch
-from bertron_backend.errors import ExpiredError, InferenceError, InvalidInputError
+from bertron_backend.encoder_queue import QueueExit, Ticket, monotonic_us
+from bertron_backend.errors import (
+    ExpiredError,
+    InferenceError,
+    InvalidInputError,
+    OverloadedError,
+)
 from bertron_backend.packing import TokenRequest
 
 if TYPE_CHECKING:  # the tokenizer's process loads no torch
@@ -27,6 +32,7 @@ _CODES: dict[type[Exception], str] = {
     InvalidInputError: "INVALID_ARG",
     InferenceError: "INTERNAL",
     ExpiredError: "UNAVAILABLE",
+    OverloadedError: "UNAVAILABLE",
 }
 
 
@@ -140,6 +146,16 @@ def answer_each(
     ]
 
 
+def may_take_us(request: Any, max_wait_us: int) -> int:
+    """How long a request's answer is waited for: its own ``timeout``, at most ``max_wait_us``."""
+    return min(request.timeout() or max_wait_us, max_wait_us)
+
+
+def is_for_encoder(request: Any) -> bool:
+    """Whether the tokenizer's answer goes on to the encoder, and not to whom asked for tokens."""
+    return "ticket" in request.requested_output_names()
+
+
 def read_texts(request: Any) -> TextRequest:
     """TEXT, TEXT_PAIR and the parameters ``truncate`` and ``is_pretokenized`` of one request.
 
@@ -158,11 +174,8 @@ def read_texts(request: Any) -> TextRequest:
     )
 
 
-def token_response(request: Any, batch: TokenBatch, max_wait_us: int) -> Any:
-    """The tokenizer's response, with the time until which the encoder's answer is wanted."""
-    wait_us = min(request.timeout() or max_wait_us, max_wait_us)
-    # The monotonic clock is one for all processes of a machine.
-    deadline_us = time.monotonic_ns() // 1000 + wait_us
+def token_response(batch: TokenBatch, ticket: Ticket) -> Any:
+    """The tokenizer's response, with the ticket for the encoder."""
     asked_for = {"TOKENS": batch.tokens, "OFFSETS": batch.offsets}
     return _response(
         input_ids=batch.input_ids,
@@ -170,20 +183,21 @@ def token_response(request: Any, batch: TokenBatch, max_wait_us: int) -> Any:
         token_type_ids=batch.token_type_ids,
         TOKEN_COUNT=batch.token_count,
         TRUNCATED=batch.truncated,
-        deadline_us=np.full_like(batch.token_count, deadline_us, dtype=np.int64),
+        ticket=np.full((len(batch.token_count), len(ticket)), ticket, dtype=np.int64),
         **{name: array for name, array in asked_for.items() if array is not None},
     )
 
 
-def read_tokens(request: Any) -> TokenRequest:
-    """The encoder's inputs, each [b, s] int32.
+def read_tokens(request: Any, queue: QueueExit) -> TokenRequest:
+    """The encoder's inputs, each [b, s] int32; ``queue`` sees the request's ticket, if it has one.
 
     Raises:
         ExpiredError: Nobody waits for the answer any more; computing it would delay the others.
     """
-    deadline = pb_utils.get_input_tensor_by_name(request, "deadline_us")
-    if deadline is not None:
-        late_us = time.monotonic_ns() // 1000 - int(deadline.as_numpy().max(initial=0))
+    ticket = _ticket(request)
+    if ticket is not None:
+        late_us = monotonic_us() - ticket.deadline_us
+        queue.see(ticket, is_late=late_us > 0)
         if late_us > 0:
             raise ExpiredError(
                 f"Request timeout expired {late_us / 1e6:.3f} s before the encoder came to it; "
@@ -198,6 +212,13 @@ def read_tokens(request: Any) -> TokenRequest:
 def embedding_response(_request: Any, rows: FloatArray) -> Any:
     """The encoder's response."""
     return _response(EMBEDDING=rows)
+
+
+def _ticket(request: Any) -> Ticket | None:
+    """None where the tokenizer was passed by."""
+    tensor = pb_utils.get_input_tensor_by_name(request, "ticket")
+    rows = [] if tensor is None else tensor.as_numpy().tolist()  # [b, 4], each text's the same
+    return Ticket(*rows[0]) if rows else None
 
 
 def _flag(parameters: dict[str, Any], name: str) -> bool:

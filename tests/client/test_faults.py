@@ -37,6 +37,7 @@ def client(server, protocol, open_client):
         ("busy", OverloadedError, "Exceeds maximum queue size"),
         ("too_many", OverloadedError, "too many requests"),
         ("expired", OverloadedError, "Request timeout expired"),
+        ("full", OverloadedError, "the server is overloaded: 9 tokens wait"),
         ("stopping", ServerUnavailableError, "Server is stopping"),
         ("bad_gateway", ServerUnavailableError, "no healthy upstream"),
         ("internal", ServerError, "the forward failed"),

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from bertron_backend.encoder_queue import Ticket
 from bertron_backend.settings import EncoderSettings, GpuSettings, TokenizerSettings
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
@@ -53,7 +54,7 @@ def test_optional_inputs_are_optional_on_both_sides(configs):
     }
     assert optional == {
         "tokenizer": {"TEXT_PAIR"},
-        "bert": {"deadline_us"},
+        "bert": {"ticket"},
         "text_embedding": {"TEXT_PAIR"},
     }
 
@@ -101,7 +102,10 @@ def test_waiting_is_bounded_by_deadlines_and_by_no_queue_policy(configs):
         assert not config.dynamic_batching.HasField("default_queue_policy")
         assert not config.dynamic_batching.priority_levels
     assert int(configs["tokenizer"].parameters["max_wait_us"].string_value) > 0
-    assert "deadline_us" in {value.name for value in configs["bert"].input}
+    assert tensors(configs["bert"].input)["ticket"] == (
+        model_config_pb2.TYPE_INT64,
+        (len(Ticket._fields),),
+    )
 
 
 def test_the_tokenizer_never_joins_requests(configs):

@@ -10,6 +10,7 @@ import pytest
 from bertron_backend.batch_metrics import Counter
 from bertron_backend.batch_tokenizer import TokenBatch
 from bertron_backend.cost_model import CostModel
+from bertron_backend.encoder_queue import Ticket, monotonic_us
 from bertron_backend.errors import ExpiredError, InferenceError, InvalidInputError
 
 
@@ -59,7 +60,7 @@ def test_another_is_pretokenized_is_refused(triton_io, value):
     ("requested", "expected"),
     [
         ((), False),
-        (("input_ids", "attention_mask", "TRUNCATED", "deadline_us"), False),
+        (("input_ids", "attention_mask", "TRUNCATED", "ticket"), False),
         (("TOKENS",), True),
         (("input_ids", "OFFSETS"), True),
     ],
@@ -72,7 +73,7 @@ def test_tokens_and_their_places_are_answered_when_they_are_there(triton_io):
     ids = np.ones((1, 3), dtype=np.int32)
     tokens = np.array([[b"a", b"b", b""]], dtype=np.object_)
     batch = TokenBatch(ids, ids, ids, ids[:, :1], ids[:, :1] > 1, tokens, np.zeros((1, 3, 2)))
-    outputs = triton_io.token_response(text_request(b""), batch, 1000).outputs
+    outputs = triton_io.token_response(batch, Ticket(1000)).outputs
     assert outputs["TOKENS"] is tokens
     assert outputs["OFFSETS"].shape == (1, 3, 2)
 
@@ -94,12 +95,12 @@ def test_each_request_gets_its_own_answer_in_order(triton_io):
         requests,
         triton_io.read_texts,
         answer,
-        functools.partial(triton_io.token_response, max_wait_us=1000),
+        lambda _request, batch: triton_io.token_response(batch, Ticket(1000)),
     )
     assert first.error is None
     assert set(first.outputs) == {
         *("input_ids", "attention_mask", "token_type_ids", "TOKEN_COUNT", "TRUNCATED"),
-        "deadline_us",
+        "ticket",
     }
     assert (second.error.code, third.error.code) == (pb.TritonError.INVALID_ARG,) * 2
     assert "not UTF-8" in str(second.error)
@@ -125,32 +126,54 @@ def test_the_device_is_the_instances(triton_io):
     assert (triton_io.device_of(cpu), triton_io.device_of(gpu)) == ("cpu", "cuda:1")
 
 
-def token_request(triton_io, timeout_us, max_wait_us):
-    """What the encoder reads after the tokenizer answered a request of that timeout."""
-    tokens = TokenBatch(*(np.full((2, 1), value, dtype=np.int32) for value in range(5)))
-    asked = pb.InferenceRequest(timeout_us=timeout_us)
-    outputs = triton_io.token_response(asked, tokens, max_wait_us).outputs
-    names = ("input_ids", "attention_mask", "token_type_ids", "deadline_us")
-    return pb.InferenceRequest(**{name: outputs[name] for name in names})
+@pytest.mark.parametrize(
+    ("timeout_us", "max_wait_us", "expected"), [(0, 7, 7), (5, 7, 5), (7, 5, 5)]
+)
+def test_a_timeout_can_only_shorten_the_wait(triton_io, timeout_us, max_wait_us, expected):
+    request = pb.InferenceRequest(timeout_us=timeout_us)
+    assert triton_io.may_take_us(request, max_wait_us) == expected
 
 
 @pytest.mark.parametrize(
-    ("timeout_us", "max_wait_us"), [(0, 20_000), (20_000, 10**7), (10**7, 20_000)]
+    ("requested", "expected"), [(("input_ids", "ticket"), True), (("TOKENS",), False), ((), False)]
 )
-def test_a_request_is_read_until_its_deadline_and_refused_after_it(
-    triton_io, timeout_us, max_wait_us
-):
-    request = token_request(triton_io, timeout_us, max_wait_us)
-    assert triton_io.read_tokens(request).input_ids.shape == (2, 1)
+def test_those_who_take_a_ticket_go_on_to_the_encoder(triton_io, requested, expected):
+    assert triton_io.is_for_encoder(text_request(b"", requested=requested)) is expected
+
+
+class SeenTickets:
+    def __init__(self):
+        self.seen = []
+
+    def see(self, ticket, *, is_late):
+        self.seen.append((ticket, is_late))
+
+
+def token_request(triton_io, ticket):
+    """What the encoder reads of what the tokenizer answered."""
+    tokens = TokenBatch(*(np.full((2, 1), value, dtype=np.int32) for value in range(5)))
+    outputs = triton_io.token_response(tokens, ticket).outputs
+    names = ("input_ids", "attention_mask", "token_type_ids", "ticket")
+    return pb.InferenceRequest(**{name: outputs[name] for name in names})
+
+
+def test_a_request_is_read_until_its_deadline_and_refused_after_it(triton_io):
+    queue = SeenTickets()
+    ticket = Ticket(monotonic_us() + 20_000, queue=2**62, begin=5, end=7)
+    request = token_request(triton_io, ticket)
+    assert triton_io.read_tokens(request, queue).input_ids.shape == (2, 1)
     time.sleep(0.03)
     with pytest.raises(ExpiredError, match=r"Request timeout expired 0\.\d+ s before"):
-        triton_io.read_tokens(request)
+        triton_io.read_tokens(request, queue)
+    assert queue.seen == [(ticket, False), (ticket, True)]
 
 
-def test_token_ids_without_a_deadline_are_read(triton_io):
+def test_token_ids_without_a_ticket_are_read(triton_io):
+    queue = SeenTickets()
     ids = np.ones((1, 3), dtype=np.int32)
     request = pb.InferenceRequest(input_ids=ids, attention_mask=ids, token_type_ids=ids)
-    assert triton_io.read_tokens(request).input_ids is ids
+    assert triton_io.read_tokens(request, queue).input_ids is ids
+    assert queue.seen == []
 
 
 class FakeMetricFamily:

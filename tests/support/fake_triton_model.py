@@ -106,6 +106,7 @@ class RefusalError(Exception):
 REFUSALS = {
     "busy": (503, "in ensemble 'text_embedding', Exceeds maximum queue size"),
     "expired": (503, "in ensemble 'text_embedding', Request timeout expired"),
+    "full": (503, "in ensemble 'text_embedding', the server is overloaded: 9 tokens wait"),
     "stopping": (503, "Server is stopping, scheduler for model has stopped accepting requests"),
     "too_many": (429, "too many requests"),  # a proxy's; Triton server has no such answer
     "bad_gateway": (502, "no healthy upstream"),  # a proxy's

@@ -1,0 +1,353 @@
+"""How much waits for the encoder, known where requests join the queue.
+
+Triton server's queue between the two models has no limit, and neither of them can look into it. So
+the tokenizer numbers the tokens that it hands on, and the encoder writes on a page of shared memory
+up to which number it has come and how long a token takes it. What would get its answer too late is
+then refused at once, before any work goes into it: docs/decisions/0019-refused-at-the-door.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import fcntl
+import mmap
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bertron_backend.cost_model import CostModel
+from bertron_backend.errors import OverloadedError
+from bertron_backend.shared_files import (
+    closed_unless_kept,
+    make_private,
+    open_in_use,
+    remove_unused,
+)
+
+# Of the time that a request may take, how much of it may be waiting for the encoder. The rest is
+# for its own forward, the way there and back, and what the estimate is wrong by.
+WAITING_SHARE = 0.5
+# An encoder that has had nothing to do for so long has an empty queue, whatever was handed on:
+# requests can be cancelled on their way.
+IDLE_AFTER_US = 50_000
+# A batch that begins so soon after the one before had been waiting: the time between is the
+# server's, and counts as the batch's.
+NEXT_WITHIN_US = 5_000
+# The cost of a token, its share of a batch's fixed part included, is that of a batch of this size.
+FULL_BATCH_TOKENS = 1024
+# So many tokens weigh as much as all batches before them.
+REMEMBERED_TOKENS = 2000
+MOST_QUEUES = 64  # that an encoder looks after; one a tokenizer instance
+
+PAGE_BYTES = 4096
+_ATTEMPTS = 3  # to make a page while others sweep the directory
+
+
+class Ticket(NamedTuple):
+    """What a request takes with it from the tokenizer to the encoder: four int64.
+
+    Attributes:
+        deadline_us: Until when the answer is wanted, on the machine's monotonic clock.
+        queue: Whose numbers the other two are; 0 where nobody counts.
+        begin: Tokens that were handed on before its own.
+        end: The same with its own.
+    """
+
+    deadline_us: int
+    queue: int = 0
+    begin: int = 0
+    end: int = 0
+
+
+def default_directory() -> Path:
+    """Where the models of this user's servers meet: in memory, where their tensors are too."""
+    return Path(f"/dev/shm/bertron-queues-{os.geteuid()}")  # noqa: S108 - a directory of its own
+
+
+def monotonic_us() -> int:
+    """Microseconds on a clock that all processes of a machine share."""
+    return time.monotonic_ns() // 1000
+
+
+class QueueEntrance:
+    """The tokenizer's side: who may join, and with which number.
+
+    Args:
+        directory: Of the page; made where it is missing.
+        now_us: The clock.
+
+    Raises:
+        OSError: No page can be made there.
+    """
+
+    def __init__(
+        self, directory: Path | None = None, now_us: Callable[[], int] = monotonic_us
+    ) -> None:
+        directory = directory or default_directory()
+        make_private(directory)
+        remove_unused(directory)
+        self.queue, self._path, descriptor = _make_page(directory)
+        self._page = _Page(descriptor)
+        self._now_us = now_us
+        self._end = 0
+
+    def admit(self, may_take_us: int) -> None:
+        """Return, or refuse a request that would be answered too late.
+
+        Args:
+            may_take_us: How long its answer is waited for.
+
+        Raises:
+            OverloadedError: Too much waits already.
+        """
+        tokens, wait_us = self._waiting()
+        if wait_us <= WAITING_SHARE * may_take_us:
+            return
+        if self._page.remove_dead():  # what they said no longer holds
+            tokens, wait_us = self._waiting()
+            if wait_us <= WAITING_SHARE * may_take_us:
+                return
+        raise OverloadedError(
+            f"the server is overloaded: {tokens} tokens wait for the encoder, {wait_us / 1e6:.2f} "
+            f"s of work; a request that may take {may_take_us / 1e6:.2f} s can wait for "
+            f"{WAITING_SHARE * may_take_us / 1e6:.2f} s of it"
+        )
+
+    def join(self, tokens: int, deadline_us: int) -> Ticket:
+        """Give a request that was admitted, and has so many tokens, its place."""
+        begin, self._end = self._end, self._end + tokens
+        return Ticket(deadline_us, self.queue, begin, self._end)
+
+    def close(self) -> None:
+        """Remove the page; those who have it open may go on writing."""
+        self._page.close()
+        self._path.unlink(missing_ok=True)
+
+    def _waiting(self) -> tuple[int, float]:
+        """Tokens that were handed on and are not computed, and the microseconds they will take."""
+        lines = self._page.lines()
+        since_us = self._now_us() - IDLE_AFTER_US
+        if all(not line.is_busy and line.changed_us < since_us for line in lines):
+            return 0, 0.0
+        # Whoever calls the encoder directly can write any number on a ticket.
+        place = max((line.place for line in lines if line.place <= self._end), default=self._end)
+        tokens_a_us = sum(1000 / max(line.ns_per_token, 1) for line in lines)
+        return self._end - place, (self._end - place) / tokens_a_us
+
+
+class QueueExit:
+    """One encoder's side: how far it has come, and how fast it is.
+
+    Args:
+        cost: Of a forward, as fitted at warm-up; what batches really take corrects it.
+        directory: Of the pages.
+        now_us: The clock.
+    """
+
+    def __init__(
+        self,
+        cost: CostModel,
+        directory: Path | None = None,
+        now_us: Callable[[], int] = monotonic_us,
+    ) -> None:
+        self._cost = cost
+        self._directory = directory or default_directory()
+        self._now_us = now_us
+        self._outlets: dict[int, _Outlet] = {}
+        self._started_us = self._ended_us = 0
+
+    def begin(self) -> None:
+        """A batch begins."""
+        self._started_us = self._now_us()
+        for outlet in self._outlets.values():
+            outlet.line.is_busy = 1
+            outlet.line.changed_us = self._started_us
+
+    def see(self, ticket: Ticket, *, is_late: bool) -> None:
+        """One of its requests; one that is late will not be computed."""
+        outlet = self._outlets.get(ticket.queue) or self._open(ticket)
+        if outlet is not None:
+            outlet.take(ticket, is_late=is_late)
+
+    def end(self) -> None:
+        """The batch's answers are there."""
+        now_us = self._now_us()
+        is_next = self._started_us - self._ended_us < NEXT_WITHIN_US
+        took_us = now_us - (self._ended_us if is_next else self._started_us)
+        self._ended_us = now_us
+        for outlet in self._outlets.values():
+            outlet.finish(self._cost, took_us)
+            outlet.line.changed_us = now_us
+
+    def close(self) -> None:
+        """Leave all queues."""
+        for outlet in self._outlets.values():
+            outlet.close()
+        self._outlets.clear()
+
+    def _open(self, ticket: Ticket) -> _Outlet | None:
+        """The queue of a ticket, or None: nobody counts, or its page is no longer there."""
+        if ticket.queue <= 0:
+            return None
+        for queue in [queue for queue, outlet in self._outlets.items() if outlet.page.is_gone()]:
+            self._outlets.pop(queue).close()
+        if len(self._outlets) >= MOST_QUEUES:
+            return None
+        with contextlib.suppress(OSError):
+            descriptor = open_in_use(self._directory / _file_name(ticket.queue), os.O_RDWR)
+            if descriptor is None:
+                return None
+            page = _Page(descriptor)
+            line = page.claim()
+            if line is None:
+                page.close()
+                return None
+            line.is_busy, line.changed_us = 1, self._started_us
+            self._outlets[ticket.queue] = outlet = _Outlet(page, line)
+            outlet.say_speed(self._cost)
+            return outlet
+        return None
+
+
+@dataclasses.dataclass
+class _Outlet:
+    """A queue that an encoder takes requests from.
+
+    Attributes:
+        page: Its page.
+        line: The encoder's own line there.
+        tokens: That the present batch computes.
+        end: Where the present batch ends; None before its first ticket.
+        slowness: What batches take, in what the cost model says.
+    """
+
+    page: _Page
+    line: _Line
+    tokens: int = 0
+    end: int | None = None
+    slowness: float = 1.0
+
+    def take(self, ticket: Ticket, *, is_late: bool) -> None:
+        if self.end is None:
+            self.line.place = ticket.begin  # what is being computed waits too
+        self.end = ticket.end
+        if not is_late:
+            self.tokens += ticket.end - ticket.begin
+
+    def finish(self, cost: CostModel, took_us: int) -> None:
+        if self.tokens > 0:
+            # Where a batch has requests of several queues, each sees its own tokens alone take all
+            # of the time, and that is how fast its own queue gets shorter.
+            found = took_us / (1000 * _predicted_ms(cost, self.tokens))
+            weight = self.tokens / (self.tokens + REMEMBERED_TOKENS)
+            self.slowness += weight * (found - self.slowness)
+            self.say_speed(cost)
+        if self.end is not None:
+            self.line.place = self.end
+        self.line.is_busy = 0
+        self.tokens, self.end = 0, None
+
+    def say_speed(self, cost: CostModel) -> None:
+        predicted_ms = _predicted_ms(cost, FULL_BATCH_TOKENS)
+        self.line.ns_per_token = round(1e6 * self.slowness * predicted_ms / FULL_BATCH_TOKENS)
+
+    def close(self) -> None:
+        self.line.pid = 0
+        self.page.close()
+
+
+def _predicted_ms(cost: CostModel, tokens: int) -> float:
+    return max(cost.fixed_ms + cost.token_ms * tokens, 1e-3)
+
+
+class _Line(ctypes.Structure):
+    """What one encoder says on a page: a cache line, which no other encoder writes into."""
+
+    _fields_ = (
+        ("pid", ctypes.c_int64),  # 0: the line is free
+        ("place", ctypes.c_int64),  # up to which number it has come
+        ("ns_per_token", ctypes.c_int64),
+        ("is_busy", ctypes.c_int64),
+        ("changed_us", ctypes.c_int64),  # since when it is busy, or not
+        ("_rest", ctypes.c_int64 * 3),
+    )
+
+
+class _Page:
+    """A file of lines, mapped."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor  # has the lock that says that the file is in use
+        with closed_unless_kept(descriptor) as keep:
+            if os.fstat(descriptor).st_size != PAGE_BYTES:
+                raise OSError(f"a queue's page has {PAGE_BYTES} bytes")
+            mapping = mmap.mmap(descriptor, PAGE_BYTES)
+            keep()
+        self._lines = (_Line * (PAGE_BYTES // ctypes.sizeof(_Line))).from_buffer(mapping)
+
+    def lines(self) -> list[_Line]:
+        """Those of encoders."""
+        return [line for line in self._lines if line.pid]
+
+    def claim(self) -> _Line | None:
+        """A line for this process, or None where there is none, or another one is taking one."""
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        try:
+            for line in self._lines:
+                if not line.pid:
+                    line.pid = os.getpid()
+                    return line
+            return None
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+    def remove_dead(self) -> bool:
+        """Free the lines of processes that are gone; whether there were any."""
+        dead = [line for line in self.lines() if not _is_alive(line.pid)]
+        for line in dead:
+            line.pid = 0
+        return bool(dead)
+
+    def is_gone(self) -> bool:
+        """Whether its queue was closed."""
+        return os.fstat(self._descriptor).st_nlink == 0
+
+    def close(self) -> None:
+        """Give up the lock; the mapping goes with the last line that somebody holds."""
+        os.close(self._descriptor)
+
+
+def _make_page(directory: Path) -> tuple[int, Path, int]:
+    """A queue's name, its file and the descriptor."""
+    for _ in range(_ATTEMPTS):
+        queue = secrets.randbits(62) + 1
+        path = directory / _file_name(queue)
+        descriptor = open_in_use(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        if descriptor is not None:
+            with closed_unless_kept(descriptor) as keep:
+                os.posix_fallocate(descriptor, 0, PAGE_BYTES)  # a full disk says so now
+                keep()
+            return queue, path, descriptor
+    raise OSError(f"a page in {directory} was removed {_ATTEMPTS} times as soon as it was made")
+
+
+def _file_name(queue: int) -> str:
+    return f"{queue:016x}"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's process has the number by now
+        return False
+    return True
