@@ -4,7 +4,7 @@ BertronError
 ├── InvalidInputError        also ValueError; ``.index`` of the text where one is to blame
 ├── DeadlineExceededError    also TimeoutError
 ├── ServerUnavailableError   also ConnectionError: refused, reset, stopping; retried
-├── OverloadedError          the server's queue is full, or the request waited too long; retried
+├── OverloadedError          more waits at the server than the request has time for; retried
 ├── AuthenticationError      the server does not accept this caller, or is not who it should be
 ├── ModelNotFoundError
 ├── ServerError              the server failed while it computed

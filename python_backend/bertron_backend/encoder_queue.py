@@ -29,9 +29,11 @@ from bertron_backend.shared_files import (
     remove_unused,
 )
 
-# Of the time that a request may take, how much of it may be waiting for the encoder. The rest is
-# for its own forward, the way there and back, and what the estimate is wrong by.
-WAITING_SHARE = 0.5
+# Of the time that a request may take, a second is for its own forward and the way there and back, a
+# fifth for what the estimate is wrong by; of a short time half. The rest may be waiting.
+KEPT_US = 1_000_000
+KEPT_SHARE = 0.2
+MOST_KEPT_SHARE = 0.5
 # An encoder that has had nothing to do for so long has an empty queue, whatever was handed on:
 # requests can be cancelled on their way.
 IDLE_AFTER_US = 50_000
@@ -74,6 +76,12 @@ def monotonic_us() -> int:
     return time.monotonic_ns() // 1000
 
 
+def may_wait_us(may_take_us: int) -> float:
+    """How long a request may wait for the encoder, so that its answer comes in time."""
+    kept_us = max(KEPT_SHARE * may_take_us, min(KEPT_US, MOST_KEPT_SHARE * may_take_us))
+    return may_take_us - kept_us
+
+
 class QueueEntrance:
     """The tokenizer's side: who may join, and with which number.
 
@@ -105,17 +113,18 @@ class QueueEntrance:
         Raises:
             OverloadedError: Too much waits already.
         """
+        most_us = may_wait_us(may_take_us)
         tokens, wait_us = self._waiting()
-        if wait_us <= WAITING_SHARE * may_take_us:
+        if wait_us <= most_us:
             return
         if self._page.remove_dead():  # what they said no longer holds
             tokens, wait_us = self._waiting()
-            if wait_us <= WAITING_SHARE * may_take_us:
+            if wait_us <= most_us:
                 return
         raise OverloadedError(
             f"the server is overloaded: {tokens} tokens wait for the encoder, {wait_us / 1e6:.2f} "
             f"s of work; a request that may take {may_take_us / 1e6:.2f} s can wait for "
-            f"{WAITING_SHARE * may_take_us / 1e6:.2f} s of it"
+            f"{most_us / 1e6:.2f} s of it"
         )
 
     def join(self, tokens: int, deadline_us: int) -> Ticket:

@@ -16,6 +16,7 @@ from bertron_backend.encoder_queue import (
     QueueEntrance,
     QueueExit,
     Ticket,
+    may_wait_us,
 )
 from bertron_backend.errors import OverloadedError
 
@@ -92,8 +93,8 @@ def waiting_us(entrance):
     low, high = 0, 2**40
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if is_admitted(entrance, 2 * middle) else (middle, high)
-    return high if low else 0
+        low, high = (low, middle) if is_admitted(entrance, middle) else (middle, high)
+    return round(may_wait_us(high)) if low else 0
 
 
 def test_before_the_encoder_took_anything_all_are_admitted(entrance):
@@ -101,11 +102,18 @@ def test_before_the_encoder_took_anything_all_are_admitted(entrance):
     entrance.admit(1)
 
 
-def test_a_request_may_wait_for_half_of_its_time(entrance, make_exit, clock):
+@pytest.mark.parametrize(
+    ("may_take_s", "expected_s"),
+    [(30, 24), (6, 4.8), (5, 4), (4, 3), (2, 1), (1, 0.5), (0.1, 0.05), (0, 0)],
+)
+def test_of_its_time_a_request_may_wait_for_a_part(may_take_s, expected_s):
+    assert may_wait_us(round(may_take_s * 1e6)) == pytest.approx(expected_s * 1e6)
+
+
+def test_what_would_wait_too_long_is_refused(entrance, make_exit, clock):
     encoder = make_exit()
-    first = entrance.join(100, 0)
     encoder.begin()
-    encoder.see(first, is_late=False)
+    encoder.see(entrance.join(100, 0), is_late=False)
     for _ in range(99):
         entrance.join(100, 0)
     entrance.admit(2 * 10_000 * TOKEN_US)
@@ -122,7 +130,7 @@ def test_what_is_computed_waits_no_more(entrance, make_exit, clock):
     tickets = [entrance.join(100, 0) for _ in range(10)]
     for done in range(0, 10, 2):
         compute(encoder, clock, tickets[done : done + 2])
-        assert waiting_us(entrance) == (8 - done) * 100 * TOKEN_US
+        assert waiting_us(entrance) == pytest.approx((8 - done) * 100 * TOKEN_US, abs=1)
 
 
 def test_tickets_follow_one_another(entrance):
@@ -142,14 +150,16 @@ def test_what_was_cancelled_on_its_way_is_left_behind(entrance, make_exit, clock
     encoder.begin()
     encoder.see(after, is_late=False)
     entrance.join(100, 0)
-    assert waiting_us(entrance) == 200 * TOKEN_US  # and has passed it with the next one
+    assert waiting_us(entrance) == pytest.approx(
+        200 * TOKEN_US, abs=1
+    )  # and has passed it with the next one
 
 
 def test_a_request_that_is_late_is_gone_and_says_nothing_of_speed(entrance, make_exit, clock):
     encoder = make_exit()
     compute(encoder, clock, [entrance.join(5000, 0)], took_us=10, is_late=True)
     entrance.join(1000, 0)
-    assert waiting_us(entrance) == 1000 * TOKEN_US
+    assert waiting_us(entrance) == pytest.approx(1000 * TOKEN_US, abs=1)
 
 
 @pytest.mark.parametrize("slowness", [0.25, 3])
