@@ -34,6 +34,8 @@ _CODES: dict[type[Exception], str] = {
     ExpiredError: "UNAVAILABLE",
     OverloadedError: "UNAVAILABLE",
 }
+# Outputs of the tokenizer that the ensemble never takes.
+_TOKEN_STRINGS = frozenset({"TOKENS", "OFFSETS"})
 
 
 def version_directory(args: dict[str, str]) -> Path:
@@ -152,8 +154,13 @@ def may_take_us(request: Any, max_wait_us: int) -> int:
 
 
 def is_for_encoder(request: Any) -> bool:
-    """Whether the tokenizer's answer goes on to the encoder, and not to whom asked for tokens."""
-    return "ticket" in request.requested_output_names()
+    """Whether the tokenizer's answer goes on to the encoder.
+
+    It does not where token strings are asked for, as by those who call the tokenizer directly and
+    name no outputs.
+    """
+    names = request.requested_output_names()
+    return "ticket" in names and _TOKEN_STRINGS.isdisjoint(names)
 
 
 def read_texts(request: Any) -> TextRequest:
@@ -169,8 +176,7 @@ def read_texts(request: Any) -> TextRequest:
         pairs=None if pairs is None else _decoded("TEXT_PAIR", pairs),
         truncate=str(parameters.get("truncate", "right")),
         is_pretokenized=_flag(parameters, "is_pretokenized"),
-        # Never true within the ensemble: it takes neither from the tokenizer.
-        wants_tokens=not {"TOKENS", "OFFSETS"}.isdisjoint(request.requested_output_names()),
+        wants_tokens=not _TOKEN_STRINGS.isdisjoint(request.requested_output_names()),
     )
 
 

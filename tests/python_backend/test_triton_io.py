@@ -135,9 +135,17 @@ def test_a_timeout_can_only_shorten_the_wait(triton_io, timeout_us, max_wait_us,
 
 
 @pytest.mark.parametrize(
-    ("requested", "expected"), [(("input_ids", "ticket"), True), (("TOKENS",), False), ((), False)]
+    ("requested", "expected"),
+    [
+        (("input_ids", "ticket"), True),
+        (("input_ids",), False),
+        (("input_ids", "ticket", "TOKENS", "OFFSETS"), False),
+        ((), False),
+    ],
 )
-def test_those_who_take_a_ticket_go_on_to_the_encoder(triton_io, requested, expected):
+def test_those_who_take_a_ticket_and_no_strings_go_on_to_the_encoder(
+    triton_io, requested, expected
+):
     assert triton_io.is_for_encoder(text_request(b"", requested=requested)) is expected
 
 
