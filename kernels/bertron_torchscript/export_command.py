@@ -104,8 +104,8 @@ def quicker_dtype(dtype: str) -> str | None:
     if dtype != "float32" or not native.HAS_FAST_BF16:
         return None
     return (
-        "this CPU has instructions for bfloat16 and int8: exported with --dtype bfloat16 or int8, it "
-        "serves more texts, whose vectors differ a little (cosine with these at least "
+        "this CPU has instructions for bfloat16 and int8: exported with --dtype bfloat16 or int8, "
+        "it serves more texts, whose vectors differ a little (cosine with these at least "
         f"{REQUIRED_COSINE['bfloat16']} and {REQUIRED_COSINE['int8']})"
     )
 
