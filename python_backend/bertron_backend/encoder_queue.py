@@ -104,27 +104,29 @@ class QueueEntrance:
         self._now_us = now_us
         self._end = 0
 
-    def admit(self, may_take_us: int) -> None:
+    def admit(self, may_take_us: int, waited_us: int = 0) -> None:
         """Return, or refuse a request that would be answered too late.
 
         Args:
             may_take_us: How long its answer is waited for.
+            waited_us: How much of that is over.
 
         Raises:
             OverloadedError: Too much waits already.
         """
         most_us = may_wait_us(may_take_us)
         tokens, wait_us = self._waiting()
-        if wait_us <= most_us:
+        if waited_us + wait_us <= most_us:
             return
         if self._page.remove_dead():  # what they said no longer holds
             tokens, wait_us = self._waiting()
-            if wait_us <= most_us:
+            if waited_us + wait_us <= most_us:
                 return
+        waited = f"requests waited {waited_us / 1e6:.2f} s for the tokenizer, " if waited_us else ""
         raise OverloadedError(
-            f"the server is overloaded: {tokens} tokens wait for the encoder, {wait_us / 1e6:.2f} "
-            f"s of work; a request that may take {may_take_us / 1e6:.2f} s can wait for "
-            f"{most_us / 1e6:.2f} s of it"
+            f"the server is overloaded: {waited}{tokens} tokens wait for the encoder, "
+            f"{wait_us / 1e6:.2f} s of work; a request that may take {may_take_us / 1e6:.2f} s can "
+            f"wait for {most_us / 1e6:.2f} s"
         )
 
     def join(self, tokens: int, deadline_us: int) -> Ticket:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
 
 from bertron_torchscript.manifest import checked_file
 
-from bertron_backend import garbage, triton_io
+from bertron_backend import garbage, queue_age, triton_io
 from bertron_backend.batch_tokenizer import BatchTokenizer, TextRequest, TokenBatch
 from bertron_backend.encoder_queue import QueueEntrance, Ticket, monotonic_us
 from bertron_backend.settings import TokenizerSettings
@@ -37,29 +38,39 @@ class TritonPythonModel:
             max_characters_per_text=settings.max_characters_per_text,
         )
         self._queue = _entrance(args["model_name"])
+        self._age = queue_age.watched(args["model_name"])
         garbage.leave_out_what_is_loaded()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its tokens, or with the error that is its own."""
-        return triton_io.answer_each(requests, self._read, self._tokenizer.encode, self._respond)
+        with contextlib.nullcontext() if self._age is None else self._age.working():
+            return triton_io.answer_each(
+                requests, self._read, self._tokenizer.encode, self._respond
+            )
 
     def finalize(self) -> None:
         """Take away what lies outside this process."""
+        if self._age is not None:
+            self._age.stop()
         if self._queue is not None:
             self._queue.close()
 
     def _read(self, request: Any) -> TextRequest:
         if self._queue is not None and triton_io.is_for_encoder(request):
-            self._queue.admit(triton_io.may_take_us(request, self._max_wait_us))
+            self._queue.admit(triton_io.may_take_us(request, self._max_wait_us), self._waited_us())
         return triton_io.read_texts(request)
 
     def _respond(self, request: Any, batch: TokenBatch) -> Any:
-        deadline_us = monotonic_us() + triton_io.may_take_us(request, self._max_wait_us)
+        may_take_us = triton_io.may_take_us(request, self._max_wait_us) - self._waited_us()
+        deadline_us = monotonic_us() + may_take_us
         if self._queue is not None and triton_io.is_for_encoder(request):
             ticket = self._queue.join(int(batch.token_count.sum()), deadline_us)
         else:
             ticket = Ticket(deadline_us)
         return triton_io.token_response(batch, ticket)
+
+    def _waited_us(self) -> int:
+        return 0 if self._age is None else self._age.us
 
 
 def _entrance(model: str) -> QueueEntrance | None:

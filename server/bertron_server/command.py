@@ -131,14 +131,18 @@ def check_extra_args(extra_args: Iterable[str]) -> None:
 
 
 def server_environment(
-    installation: Installation, inherited: Mapping[str, str] = os.environ
+    installation: Installation, http_url: str, inherited: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """Return the variables that differ from ``inherited``, whole values.
 
     The Python stub ignores PYTHONPATH and finds its packages through the first python3 on the
-    PATH, so this environment's own comes first.
+    PATH, so this environment's own comes first. From ``http_url``, where the server will answer,
+    the tokenizer learns how long its own queue is.
     """
-    environment = {"PATH": _in_front([Path(sys.executable).parent], inherited.get("PATH", ""))}
+    environment = {
+        "PATH": _in_front([Path(sys.executable).parent], inherited.get("PATH", "")),
+        "BERTRON_HTTP_URL": http_url,
+    }
     if installation.library_directories:
         environment["LD_LIBRARY_PATH"] = _in_front(
             installation.library_directories, inherited.get("LD_LIBRARY_PATH", "")

@@ -153,7 +153,8 @@ class TritonServer:
             shared_memory=self._shared_memory,
             extra_args=self.extra_args,
         )
-        return server_command(installation, settings), server_environment(installation)
+        environment = server_environment(installation, self.http_url)
+        return server_command(installation, settings), environment
 
     def start(self) -> None:
         """Start the process and return at once.
@@ -219,7 +220,8 @@ class TritonServer:
         """Ask the server to finish what it accepted and to exit; return at once."""
         if self.is_alive():
             self._is_stopping = True
-            os.kill(self.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # a signal handler calls this too, at any
+                os.kill(self.pid, signal.SIGTERM)  # moment of a wait for the process
 
     def kill(self) -> None:
         """End the server and its stubs at once."""

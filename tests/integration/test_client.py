@@ -18,6 +18,7 @@ from bertron_client import (
     Client,
     DeadlineExceededError,
     InvalidInputError,
+    OverloadedError,
     RetryPolicy,
 )
 from bertron_client._wire.operations import ModelStatistics, RegisterRegion
@@ -151,7 +152,8 @@ def test_the_place_of_a_bad_text_is_the_callers(client):
 def test_no_call_outlives_its_deadline(client, timeout_s):
     client.embed(["warm"])
     started = time.monotonic()
-    with pytest.raises(DeadlineExceededError):
+    # Or the server says before that it cannot be done in time.
+    with pytest.raises((DeadlineExceededError, OverloadedError)):
         client.embed(TEXTS * 20, timeout_s=timeout_s)
     assert time.monotonic() - started < timeout_s + 0.5
     client.embed(["still well"])

@@ -103,7 +103,8 @@ def test_an_unknown_truncate_is_refused(server):
 
 def test_a_request_that_nobody_waits_for_any_more_is_not_computed(server):
     status, body = raw_http(server.http_url, INFER, json_request(["a"], timeout=1))
-    assert_refused(status, body, "Request timeout expired", code=503)
+    # By the tokenizer while an earlier test's request is computed, else by the encoder.
+    assert_refused(status, body, "the server is overloaded", code=503)
     status, _ = raw_http(server.http_url, INFER, json_request(["a"], timeout=10_000_000))
     assert status == 200
 

@@ -1,5 +1,6 @@
 """More than the server can bear: it goes on working, and says at once what it will not do."""
 
+import dataclasses
 import os
 import shutil
 
@@ -10,7 +11,9 @@ from bertron_loadtest.load import LoadSettings, ServerPlace, run_load
 from bertron_loadtest.samples import Outcome
 from bertron_loadtest.suite import capacity_of
 from bertron_server.server import TritonServer
+from bertron_torchscript.export import export
 from real_server import MODEL_REPOSITORY
+from tiny_checkpoints import make_checkpoint
 
 
 @pytest.fixture
@@ -80,3 +83,35 @@ def test_ten_times_too_much_from_clients_that_wait_two_seconds(caller, tmp_path)
     assert found["right"] > 0.7 * capacity * seconds, (capacity, found)
     was_refused = run.samples.outcome == Outcome.REFUSED
     assert np.median(run.samples.latency_s[was_refused]) < 0.2
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_cannot_follow_its_encoder(tmp_path):
+    """As before a GPU: what waits too long for the tokenizer is refused by it.
+
+    Documents, of which a tiny encoder sees eight tokens each.
+    """
+    seconds = 10
+    checkpoint, repository = make_checkpoint(tmp_path / "tiny"), tmp_path / "models"
+    export(str(checkpoint), repository, dtype="float32", max_tokens=8)
+    documents = LoadSettings(callers=("http",), workload="documents", texts_a_call=(32,))
+    with TritonServer(repository) as server:
+        place = ServerPlace({"http": server.http_url}, server.metrics_url, server.pid)
+        ramp = dataclasses.replace(documents, shape="ramp", users=8, seconds=6, warm_up_s=1)
+        capacity = capacity_of(run_load(ramp, place, tmp_path / "ramp"))
+        flood = dataclasses.replace(
+            documents,
+            loop="open",
+            rate=3 * capacity,
+            users=1,
+            seconds=seconds,
+            warm_up_s=0,
+            timeout_s=2,
+        )
+        run = run_load(flood, place, tmp_path / "flood")
+        assert server.is_alive()
+    found = figures_of(run, None)
+    assert run.sent == found["right"] + found["refused"] + found["unanswered"], found
+    assert found["right"] > 0.4 * capacity * seconds, (capacity, found)
+    waited = [error for error in run.samples.error if "for the tokenizer" in error]
+    assert len(waited) > 0.2 * run.sent

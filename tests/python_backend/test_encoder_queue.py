@@ -121,8 +121,20 @@ def test_what_would_wait_too_long_is_refused(entrance, make_exit, clock):
         entrance.admit(2 * 10_000 * TOKEN_US - 2)
     assert str(refused.value) == (
         "the server is overloaded: 10000 tokens wait for the encoder, 1.00 s of work; "
-        "a request that may take 2.00 s can wait for 1.00 s of it"
+        "a request that may take 2.00 s can wait for 1.00 s"
     )
+
+
+def test_what_waited_for_the_tokenizer_counts_too(entrance, make_exit, clock):
+    entrance.admit(2_000_000, waited_us=1_000_000)
+    with pytest.raises(OverloadedError, match=r"requests waited 1\.00 s for the tokenizer, 0 tok"):
+        entrance.admit(1_999_998, waited_us=1_000_000)
+    encoder = make_exit()
+    encoder.begin()
+    encoder.see(entrance.join(5000, 0), is_late=False)
+    entrance.admit(2_000_000, waited_us=500_000)
+    with pytest.raises(OverloadedError, match=r"waited 0\.50 s for the tokenizer, 5000 tokens"):
+        entrance.admit(1_999_998, waited_us=500_000)
 
 
 def test_what_is_computed_waits_no_more(entrance, make_exit, clock):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from bertron_backend import queue_age
 from bertron_server.command import (
     OWN_FLAGS,
     ServerSettings,
@@ -27,6 +28,7 @@ SETTINGS = ServerSettings(
     admin_key="secret",
     shm_prefix="bertron_1_",
 )
+URL = "http://127.0.0.1:18000"
 CONTAINER = Installation(binary=Path("/opt/tritonserver/bin/tritonserver"), version=(2, 70))
 WHEEL = Installation(
     binary=Path("/venv/tritonserver"),
@@ -76,20 +78,25 @@ def test_a_flag_is_only_given_to_a_version_that_knows_it(
 
 def test_a_container_keeps_its_own_backends_and_libraries() -> None:
     assert "--backend-directory" not in flags(server_command(CONTAINER, SETTINGS))
-    assert "LD_LIBRARY_PATH" not in server_environment(CONTAINER, {"PATH": "/bin"})
+    assert "LD_LIBRARY_PATH" not in server_environment(CONTAINER, URL, {"PATH": "/bin"})
 
 
 def test_the_wheel_gets_its_backends_and_libraries() -> None:
     assert flags(server_command(WHEEL, SETTINGS))["--backend-directory"] == "/cache/backends"
-    environment = server_environment(WHEEL, {"PATH": "/bin", "LD_LIBRARY_PATH": "/lib/mine"})
+    environment = server_environment(WHEEL, URL, {"PATH": "/bin", "LD_LIBRARY_PATH": "/lib/mine"})
     assert environment["LD_LIBRARY_PATH"] == "/venv/libs:/python/lib:/lib/mine"
 
 
 def test_this_environment_comes_first_on_the_path() -> None:
-    environment = server_environment(WHEEL, {"PATH": "/usr/bin"})
+    environment = server_environment(WHEEL, URL, {"PATH": "/usr/bin"})
     assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     # An empty entry would be the working directory.
-    assert server_environment(WHEEL, {})["LD_LIBRARY_PATH"] == "/venv/libs:/python/lib"
+    assert server_environment(WHEEL, URL, {})["LD_LIBRARY_PATH"] == "/venv/libs:/python/lib"
+
+
+def test_the_models_know_where_the_server_answers() -> None:
+    assert server_environment(CONTAINER, URL, {})["BERTRON_HTTP_URL"] == URL
+    assert queue_age.URL_VARIABLE == "BERTRON_HTTP_URL"
 
 
 def test_a_relative_repository_becomes_absolute() -> None:

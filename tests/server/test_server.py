@@ -315,3 +315,24 @@ def test_the_server_ends_when_its_parent_is_killed(echo_repository: Path, proc: 
         parent.kill()
     assert proc.wait_until_gone(pid, timeout_s=15) == []
     assert list(SHM.glob(regions)) == []
+
+
+class Reaped:
+    """A process that has ended, and whose handle does not know it yet."""
+
+    returncode = None
+
+    def __init__(self) -> None:
+        process = subprocess.Popen(["true"])
+        process.wait()
+        self.pid = process.pid
+
+    def poll(self) -> None:
+        return None
+
+
+def test_a_process_that_has_just_ended_is_terminated_without_an_error(tmp_path: Path) -> None:
+    """A signal handler may ask for it in the middle of a wait for the process."""
+    server = TritonServer(tmp_path)
+    server._process = Reaped()
+    server.terminate()

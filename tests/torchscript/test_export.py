@@ -13,7 +13,7 @@ from bertron_torchscript import verification
 from bertron_torchscript.bert import LINEARS
 from bertron_torchscript.errors import ExportError, ManifestError
 from bertron_torchscript.export import export
-from bertron_torchscript.manifest import checked_file, read_manifest, sha256_of
+from bertron_torchscript.manifest import FORMAT, checked_file, read_manifest, sha256_of
 from bertron_torchscript.verification import REQUIRED_COSINE
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import ARCHITECTURES, make_checkpoint
@@ -111,7 +111,9 @@ def test_the_manifest_tells_a_damaged_file(source, tmp_path):
     with pytest.raises(ManifestError, match=r"model\.pt has sha256 .*, its manifest says"):
         checked_file(directory, "model.pt")
     (directory / "manifest.json").write_text(json.dumps({"format": 0}))
-    with pytest.raises(ManifestError, match="format 0, this version reads 2"):
+    with pytest.raises(
+        ManifestError, match=f"format 0, this version reads {FORMAT}: run `bertron export`"
+    ):
         checked_file(directory, "model.pt")
 
 
