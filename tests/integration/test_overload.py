@@ -52,31 +52,35 @@ def test_overload_loses_nothing(impatient, caller, tmp_path):
     assert np.max(run.samples.latency_s) < 10
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("caller", ["grpc", "http"])
-def test_ten_times_too_much_from_clients_that_wait_two_seconds(caller, tmp_path):
-    """A queue would make every answer come too late; what does not fit is refused at once."""
-    seconds, texts = 10, 32
-    with TritonServer(MODEL_REPOSITORY) as server:
+def flooded(repository, load, *, times, seconds, folder):
+    """Capacity in calls/s, and the run at so many times of it by clients that wait two seconds."""
+    with TritonServer(repository) as server:
         place = ServerPlace(
             {"grpc": server.grpc_url, "http": server.http_url}, server.metrics_url, server.pid
         )
-        ramp = LoadSettings(
-            callers=(caller,), texts_a_call=(texts,), shape="ramp", users=8, seconds=6, warm_up_s=1
-        )
-        capacity = capacity_of(run_load(ramp, place, tmp_path / "ramp"))
-        flood = LoadSettings(
-            callers=(caller,),
-            texts_a_call=(texts,),
+        ramp = dataclasses.replace(load, shape="ramp", users=8, seconds=6, warm_up_s=1)
+        capacity = capacity_of(run_load(ramp, place, folder / "ramp"))
+        flood = dataclasses.replace(
+            load,
             loop="open",
-            rate=10 * capacity,
+            rate=times * capacity,
             users=1,
             seconds=seconds,
             warm_up_s=0,
             timeout_s=2,
         )
-        run = run_load(flood, place, tmp_path / "flood")
+        run = run_load(flood, place, folder / "flood")
         assert server.is_alive()
+    return capacity, run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("caller", ["grpc", "http"])
+def test_ten_times_too_much_from_clients_that_wait_two_seconds(caller, tmp_path):
+    """A queue would make every answer come too late; what does not fit is refused at once."""
+    seconds = 10
+    load = LoadSettings(callers=(caller,), texts_a_call=(32,))
+    capacity, run = flooded(MODEL_REPOSITORY, load, times=10, seconds=seconds, folder=tmp_path)
     found = figures_of(run, None)
     assert run.not_sent == 0
     assert run.sent == found["right"] + found["refused"], found
@@ -94,22 +98,8 @@ def test_a_tokenizer_that_cannot_follow_its_encoder(tmp_path):
     seconds = 10
     checkpoint, repository = make_checkpoint(tmp_path / "tiny"), tmp_path / "models"
     export(str(checkpoint), repository, dtype="float32", max_tokens=8)
-    documents = LoadSettings(callers=("http",), workload="documents", texts_a_call=(32,))
-    with TritonServer(repository) as server:
-        place = ServerPlace({"http": server.http_url}, server.metrics_url, server.pid)
-        ramp = dataclasses.replace(documents, shape="ramp", users=8, seconds=6, warm_up_s=1)
-        capacity = capacity_of(run_load(ramp, place, tmp_path / "ramp"))
-        flood = dataclasses.replace(
-            documents,
-            loop="open",
-            rate=3 * capacity,
-            users=1,
-            seconds=seconds,
-            warm_up_s=0,
-            timeout_s=2,
-        )
-        run = run_load(flood, place, tmp_path / "flood")
-        assert server.is_alive()
+    load = LoadSettings(callers=("http",), workload="documents", texts_a_call=(32,))
+    capacity, run = flooded(repository, load, times=3, seconds=seconds, folder=tmp_path)
     found = figures_of(run, None)
     assert run.sent == found["right"] + found["refused"] + found["unanswered"], found
     assert found["right"] > 0.4 * capacity * seconds, (capacity, found)
