@@ -9,12 +9,8 @@ then refused at once, before any work goes into it: docs/decisions/0019-refused-
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
-import fcntl
-import mmap
 import os
-import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +18,8 @@ from typing import NamedTuple
 
 from bertron_backend.cost_model import CostModel
 from bertron_backend.errors import OverloadedError
-from bertron_backend.shared_files import (
-    closed_unless_kept,
-    make_private,
-    open_in_use,
-    remove_unused,
-)
+from bertron_backend.queue_page import Line, Page, default_directory, make_page, path_of
+from bertron_backend.shared_files import make_private, open_in_use, remove_unused
 
 # Of the time that a request may take, a second is for its own forward and the way there and back, a
 # fifth for what the estimate is wrong by; of a short time half. The rest may be waiting.
@@ -46,9 +38,6 @@ FULL_BATCH_TOKENS = 1024
 REMEMBERED_TOKENS = 2000
 MOST_QUEUES = 64  # that an encoder looks after; one a tokenizer instance
 
-PAGE_BYTES = 4096
-_ATTEMPTS = 3  # to make a page while others sweep the directory
-
 
 class Ticket(NamedTuple):
     """What a request takes with it from the tokenizer to the encoder: four int64.
@@ -64,11 +53,6 @@ class Ticket(NamedTuple):
     queue: int = 0
     begin: int = 0
     end: int = 0
-
-
-def default_directory() -> Path:
-    """Where the models of this user's servers meet: in memory, where their tensors are too."""
-    return Path(f"/dev/shm/bertron-queues-{os.geteuid()}")  # noqa: S108 - a directory of its own
 
 
 def monotonic_us() -> int:
@@ -99,8 +83,8 @@ class QueueEntrance:
         directory = directory or default_directory()
         make_private(directory)
         remove_unused(directory)
-        self.queue, self._path, descriptor = _make_page(directory)
-        self._page = _Page(descriptor)
+        self.queue, self._path, descriptor = make_page(directory)
+        self._page = Page(descriptor)
         self._now_us = now_us
         self._end = 0
 
@@ -210,10 +194,10 @@ class QueueExit:
         if len(self._outlets) >= MOST_QUEUES:
             return None
         with contextlib.suppress(OSError):
-            descriptor = open_in_use(self._directory / _file_name(ticket.queue), os.O_RDWR)
+            descriptor = open_in_use(path_of(self._directory, ticket.queue), os.O_RDWR)
             if descriptor is None:
                 return None
-            page = _Page(descriptor)
+            page = Page(descriptor)
             line = page.claim()
             if line is None:
                 page.close()
@@ -237,8 +221,8 @@ class _Outlet:
         slowness: What batches take, in what the cost model says.
     """
 
-    page: _Page
-    line: _Line
+    page: Page
+    line: Line
     tokens: int = 0
     end: int | None = None
     slowness: float = 1.0
@@ -274,91 +258,3 @@ class _Outlet:
 
 def _predicted_ms(cost: CostModel, tokens: int) -> float:
     return max(cost.fixed_ms + cost.token_ms * tokens, 1e-3)
-
-
-class _Line(ctypes.Structure):
-    """What one encoder says on a page: a cache line, which no other encoder writes into."""
-
-    _fields_ = (
-        ("pid", ctypes.c_int64),  # 0: the line is free
-        ("place", ctypes.c_int64),  # up to which number it has come
-        ("ns_per_token", ctypes.c_int64),
-        ("is_busy", ctypes.c_int64),
-        ("changed_us", ctypes.c_int64),  # since when it is busy, or not
-        ("_rest", ctypes.c_int64 * 3),
-    )
-
-
-class _Page:
-    """A file of lines, mapped."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor  # has the lock that says that the file is in use
-        with closed_unless_kept(descriptor) as keep:
-            if os.fstat(descriptor).st_size != PAGE_BYTES:
-                raise OSError(f"a queue's page has {PAGE_BYTES} bytes")
-            mapping = mmap.mmap(descriptor, PAGE_BYTES)
-            keep()
-        self._lines = (_Line * (PAGE_BYTES // ctypes.sizeof(_Line))).from_buffer(mapping)
-
-    def lines(self) -> list[_Line]:
-        """Those of encoders."""
-        return [line for line in self._lines if line.pid]
-
-    def claim(self) -> _Line | None:
-        """A line for this process, or None where there is none, or another one is taking one."""
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        try:
-            for line in self._lines:
-                if not line.pid:
-                    line.pid = os.getpid()
-                    return line
-            return None
-        finally:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
-
-    def remove_dead(self) -> bool:
-        """Free the lines of processes that are gone; whether there were any."""
-        dead = [line for line in self.lines() if not _is_alive(line.pid)]
-        for line in dead:
-            line.pid = 0
-        return bool(dead)
-
-    def is_gone(self) -> bool:
-        """Whether its queue was closed."""
-        return os.fstat(self._descriptor).st_nlink == 0
-
-    def close(self) -> None:
-        """Give up the lock; the mapping goes with the last line that somebody holds."""
-        os.close(self._descriptor)
-
-
-def _make_page(directory: Path) -> tuple[int, Path, int]:
-    """A queue's name, its file and the descriptor."""
-    for _ in range(_ATTEMPTS):
-        queue = secrets.randbits(62) + 1
-        path = directory / _file_name(queue)
-        descriptor = open_in_use(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        if descriptor is not None:
-            with closed_unless_kept(descriptor) as keep:
-                os.posix_fallocate(descriptor, 0, PAGE_BYTES)  # a full disk says so now
-                keep()
-            return queue, path, descriptor
-    raise OSError(f"a page in {directory} was removed {_ATTEMPTS} times as soon as it was made")
-
-
-def _file_name(queue: int) -> str:
-    return f"{queue:016x}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's process has the number by now
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 from bertron_torchscript.manifest import checked_file
 
 from bertron_backend import garbage, queue_age, triton_io
+from bertron_backend.admission import Admission, Admitted
 from bertron_backend.batch_tokenizer import BatchTokenizer, TextRequest, TokenBatch
-from bertron_backend.encoder_queue import QueueEntrance, Ticket, monotonic_us
+from bertron_backend.encoder_queue import QueueEntrance, Ticket
+from bertron_backend.errors import RequestError
 from bertron_backend.settings import TokenizerSettings
 
 
@@ -37,40 +38,38 @@ class TritonPythonModel:
             max_tokens_per_text=settings.max_tokens_per_text,
             max_characters_per_text=settings.max_characters_per_text,
         )
-        self._queue = _entrance(args["model_name"])
-        self._age = queue_age.watched(args["model_name"])
+        model = args["model_name"]
+        self._admission = Admission(_entrance(model), queue_age.watched(model))
         garbage.leave_out_what_is_loaded()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request with its tokens, or with the error that is its own."""
-        with contextlib.nullcontext() if self._age is None else self._age.working():
+        with self._admission.working():
             return triton_io.answer_each(
-                requests, self._read, self._tokenizer.encode, self._respond
+                requests, self._read, self._encode, triton_io.token_response
             )
 
     def finalize(self) -> None:
         """Take away what lies outside this process."""
-        if self._age is not None:
-            self._age.stop()
-        if self._queue is not None:
-            self._queue.close()
+        self._admission.close()
 
-    def _read(self, request: Any) -> TextRequest:
-        if self._queue is not None and triton_io.is_for_encoder(request):
-            self._queue.admit(triton_io.may_take_us(request, self._max_wait_us), self._waited_us())
-        return triton_io.read_texts(request)
+    def _read(self, request: Any) -> tuple[Admitted, TextRequest]:
+        admitted = self._admission.admit(
+            triton_io.may_take_us(request, self._max_wait_us),
+            is_for_encoder=triton_io.is_for_encoder(request),
+        )
+        return admitted, triton_io.read_texts(request)
 
-    def _respond(self, request: Any, batch: TokenBatch) -> Any:
-        may_take_us = triton_io.may_take_us(request, self._max_wait_us) - self._waited_us()
-        deadline_us = monotonic_us() + may_take_us
-        if self._queue is not None and triton_io.is_for_encoder(request):
-            ticket = self._queue.join(int(batch.token_count.sum()), deadline_us)
-        else:
-            ticket = Ticket(deadline_us)
-        return triton_io.token_response(batch, ticket)
-
-    def _waited_us(self) -> int:
-        return 0 if self._age is None else self._age.us
+    def _encode(
+        self, requests: list[tuple[Admitted, TextRequest]]
+    ) -> list[tuple[TokenBatch, Ticket] | RequestError]:
+        batches = self._tokenizer.encode([texts for _, texts in requests])
+        return [
+            batch
+            if isinstance(batch, RequestError)
+            else (batch, admitted.ticket(int(batch.token_count.sum())))
+            for (admitted, _), batch in zip(requests, batches, strict=True)
+        ]
 
 
 def _entrance(model: str) -> QueueEntrance | None:

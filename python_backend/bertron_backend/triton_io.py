@@ -180,8 +180,9 @@ def read_texts(request: Any) -> TextRequest:
     )
 
 
-def token_response(batch: TokenBatch, ticket: Ticket) -> Any:
+def token_response(_request: Any, answer: tuple[TokenBatch, Ticket]) -> Any:
     """The tokenizer's response, with the ticket for the encoder."""
+    batch, ticket = answer
     asked_for = {"TOKENS": batch.tokens, "OFFSETS": batch.offsets}
     return _response(
         input_ids=batch.input_ids,

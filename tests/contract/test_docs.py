@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import inspect
 import json
@@ -14,6 +15,7 @@ from bertron_client import Client, Embeddings
 from bertron_loadtest.__main__ import COMMANDS as LOAD_COMMANDS
 from bertron_server.cli import COMMANDS
 from bertron_server.command import HTTP_INPUT_BYTES, SINCE_VERSION
+from bertron_torchscript import manifest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -254,6 +256,14 @@ def test_what_inputs_md_quotes_has_the_limits_values():
         f"batch-size must be <= {values_in_configs('max_batch_size')['tokenizer']} for",
     ):
         assert text in inputs
+
+
+def test_the_manifests_table_is_the_codes():
+    section = DOCUMENTS["docs/architecture.md"].split("## The manifest")[1].split("\n## ")[0]
+    assert f"`manifest.json`, format {manifest.FORMAT}:" in section
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    named = {name.split(".")[0] for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+    assert named == {field.name for field in dataclasses.fields(manifest.Manifest)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -12,13 +12,13 @@ from bertron_backend.encoder_queue import (
     FULL_BATCH_TOKENS,
     IDLE_AFTER_US,
     NEXT_WITHIN_US,
-    PAGE_BYTES,
     QueueEntrance,
     QueueExit,
     Ticket,
     may_wait_us,
 )
 from bertron_backend.errors import OverloadedError
+from bertron_backend.queue_page import PAGE_BYTES, default_directory
 
 DEADLINE_S = 60
 # 0.1 ms a token, and nothing else
@@ -328,4 +328,4 @@ def test_a_directory_that_others_may_enter_is_refused(directory):
 
 
 def test_the_default_directory_is_in_memory():
-    assert encoder_queue.default_directory().parent == Path("/dev/shm")  # noqa: S108
+    assert default_directory().parent == Path("/dev/shm")  # noqa: S108

@@ -73,7 +73,7 @@ def test_tokens_and_their_places_are_answered_when_they_are_there(triton_io):
     ids = np.ones((1, 3), dtype=np.int32)
     tokens = np.array([[b"a", b"b", b""]], dtype=np.object_)
     batch = TokenBatch(ids, ids, ids, ids[:, :1], ids[:, :1] > 1, tokens, np.zeros((1, 3, 2)))
-    outputs = triton_io.token_response(batch, Ticket(1000)).outputs
+    outputs = triton_io.token_response(None, (batch, Ticket(1000))).outputs
     assert outputs["TOKENS"] is tokens
     assert outputs["OFFSETS"].shape == (1, 3, 2)
 
@@ -95,7 +95,7 @@ def test_each_request_gets_its_own_answer_in_order(triton_io):
         requests,
         triton_io.read_texts,
         answer,
-        lambda _request, batch: triton_io.token_response(batch, Ticket(1000)),
+        lambda request, batch: triton_io.token_response(request, (batch, Ticket(1000))),
     )
     assert first.error is None
     assert set(first.outputs) == {
@@ -160,7 +160,7 @@ class SeenTickets:
 def token_request(triton_io, ticket):
     """What the encoder reads of what the tokenizer answered."""
     tokens = TokenBatch(*(np.full((2, 1), value, dtype=np.int32) for value in range(5)))
-    outputs = triton_io.token_response(tokens, ticket).outputs
+    outputs = triton_io.token_response(None, (tokens, ticket)).outputs
     names = ("input_ids", "attention_mask", "token_type_ids", "ticket")
     return pb.InferenceRequest(**{name: outputs[name] for name in names})
 
