@@ -249,7 +249,9 @@ def served_table(rows: Sequence[Row], _ceilings: Ceilings) -> str:
         for row in rows
     ]
     headings = ["model", "dtype", "by", "texts/s", "p50 ms", "p99 ms", "smallest cosine"]
-    notes = [f"- {row.shape}, a request's mean: {row.note}." for row in rows if row.note]
+    notes = [
+        f"- {row.shape}, {row.engine}, a request's mean: {row.note}." for row in rows if row.note
+    ]
     return "\n".join([measuring.table(headings, cells), "", *notes])
 
 

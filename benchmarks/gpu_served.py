@@ -1,10 +1,14 @@
 """The real server on a GPU, where there is one: texts in, embeddings out, over gRPC.
 
+Tokenizers and encoders side by side are tried too: a GPU embeds more texts than one tokenizer makes
+of them, and waits while one encoder's Python reads a batch and answers it.
+
 MiniLM-L6's sizes with random weights, since a GPU machine may have no network; its vocabulary is
 made up, and so are the texts, whose lengths are those of real ones. The callers are processes of
 their own: one alone would be busier than the server.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import subprocess
@@ -19,20 +23,57 @@ import gpu_models
 import measuring
 import numpy as np
 import torch
+from bertron_loadtest.knobs import CORES, ENCODERS, TOKENIZERS, with_value
 from gpu_report import Row
 from gpu_timing import Budget
 
 PART = "served"
+DEVICE = "cuda"  # of the vectors that ours are held to
 DTYPE = "float16"  # what a GPU gets by default
 MODEL = "MiniLM-L6"
 VOCABULARY = 30522
 SPECIAL = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]"}
 TEXTS = 1024
 LOADS = ((1, 1), (32, 1), (128, 1), (4, 32), (32, 32))  # callers, texts a call
+SATURATING = ((128, 1), (32, 32))
 PROCESSES = 8
 BEGIN_S, MEASURED_S = 4.0, 3.0  # a process imports and connects, and warms the server's batching
 READY_TIMEOUT_S = 120
 STAGES = ("tokenizer", "bert")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Processes side by side.
+
+    Attributes:
+        tokenizers: On the CPU.
+        encoders: On the GPU.
+        loads: Of LOADS, those that are measured with it.
+    """
+
+    tokenizers: int
+    encoders: int
+    loads: Sequence[tuple[int, int]]
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"tokenizer x {self.tokenizers}, bert x {self.encoders}"
+
+    def write(self, repository: Path) -> None:
+        """Write it into the configurations of an export."""
+        for knob, value in ((TOKENIZERS, self.tokenizers), (ENCODERS, self.encoders)):
+            path = repository / knob.step / "config.pbtxt"
+            config = path.read_text(encoding="utf-8")
+            path.write_text(with_value(config, knob, value), encoding="utf-8")
+
+
+MANY = max(2, min(8, CORES // 2))  # the callers want cores too
+SETTINGS = (  # the export's own first
+    Setting(1, 1, LOADS),
+    Setting(MANY, 1, SATURATING),
+    Setting(MANY, 2, SATURATING),
+)
 
 
 def obstacle() -> str:
@@ -127,7 +168,7 @@ def stages_between(
     return "; ".join(parts)
 
 
-def measure_load(url: str, callers: int, texts_a_call: int, texts: list[str]) -> Row:
+def measure_load(url: str, callers: int, texts_a_call: int, texts: list[str], engine: str) -> Row:
     """One row: milliseconds a text at this load, and the calls' median."""
     from gpu_callers import Load, call_until
 
@@ -148,17 +189,64 @@ def measure_load(url: str, callers: int, texts_a_call: int, texts: list[str]) ->
     answered = sum(count for count, _ in found)
     seconds = [second for _, took in found for second in took]
     shape = f"{callers} x {texts_a_call} text{'s' * (texts_a_call > 1)}"
-    row = Row(PART, MODEL, shape, DTYPE, "tritonserver, gRPC", is_ours=True)
+    row = Row(PART, MODEL, shape, DTYPE, engine, is_ours=True)
     row.times_ms = [1e3 * MEASURED_S / answered] if answered else []
     row.latencies_ms = [1e3 * second for second in seconds]
     row.note = stages_between(before, after)
     return row
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What is the same in every setting.
+
+    Attributes:
+        repository: Where the export lies; its configurations are changed.
+        texts: Those that are asked for.
+        expected: [texts, E], their vectors.
+        add: Takes a row.
+        note: Takes a line for the report.
+    """
+
+    repository: Path
+    texts: list[str]
+    expected: np.ndarray
+    add: Callable[[Row], None]
+    note: Callable[[str], None]
+
+    def measure(self, setting: Setting, loads: Sequence[tuple[int, int]]) -> None:
+        """Serve with a setting, check the vectors, then each load."""
+        from bertron_client import Client
+        from bertron_server.server import TritonServer
+
+        setting.write(self.repository)
+        log = self.repository.parent / "server.log"
+        log.unlink(missing_ok=True)
+        server = TritonServer(self.repository, log_path=log, ready_timeout_s=READY_TIMEOUT_S)
+        started = time.monotonic()
+        try:
+            with server:
+                ready_s = time.monotonic() - started
+                self.note(f"Served with {setting}: ready {ready_s:.1f} s after the start.")
+                with Client(server.grpc_url) as client:
+                    found = np.asarray(client.embed(self.texts))
+                cosine = measuring.smallest_cosine(found, self.expected)
+                for callers, texts_a_call in loads:
+                    row = measure_load(
+                        server.grpc_url, callers, texts_a_call, self.texts, str(setting)
+                    )
+                    row.cosine = cosine
+                    if cosine < measuring.REQUIRED_COSINE[DTYPE]:
+                        row.problem = f"cosine {cosine:.6f}"
+                    self.add(row)
+        finally:
+            _note_the_model(log, self.note)
+
+
 def measure_all(
     budget: Budget, add: Callable[[Row], None], note: Callable[[str], None], *, quick: bool
 ) -> None:
-    """Export, serve, check the vectors against transformers', then each of LOADS.
+    """Export, serve, check the vectors against transformers', then each load of each setting.
 
     Raises:
         OutOfTimeError: The time did not suffice.
@@ -167,8 +255,6 @@ def measure_all(
     if cause:
         note(f"Serving was left out: {cause}.")
         return
-    from bertron_client import Client
-    from bertron_server.server import TritonServer
     from bertron_torchscript.export import export
 
     texts = made_up_texts([max(n, 3) for n in gpu_lengths.read()[:TEXTS]])
@@ -176,23 +262,10 @@ def measure_all(
         checkpoint, repository = Path(folder) / "checkpoint", Path(folder) / "models"
         write_checkpoint(checkpoint)
         export(str(checkpoint), repository, pooling="mean", normalize=True)
-        expected = expected_vectors(checkpoint, texts, torch.device("cuda"))
-        log = Path(folder) / "server.log"
-        started = time.monotonic()
-        try:
-            with TritonServer(repository, log_path=log, ready_timeout_s=READY_TIMEOUT_S) as server:
-                note(f"Served: ready {time.monotonic() - started:.1f} s after the start.")
-                with Client(server.grpc_url) as client:
-                    found = np.asarray(client.embed(texts))
-                cosine = measuring.smallest_cosine(found, expected)
-                for callers, texts_a_call in LOADS[3:4] if quick else LOADS:
-                    row = measure_load(server.grpc_url, callers, texts_a_call, texts)
-                    row.cosine = cosine
-                    if cosine < measuring.REQUIRED_COSINE[DTYPE]:
-                        row.problem = f"cosine {cosine:.6f}"
-                    add(row)
-        finally:
-            _note_the_model(log, note)
+        expected = expected_vectors(checkpoint, texts, torch.device(DEVICE))
+        trial = Trial(repository, texts, expected, add, note)
+        for setting in SETTINGS[:1] if quick else SETTINGS:
+            trial.measure(setting, LOADS[3:4] if quick else setting.loads)
 
 
 def _note_the_model(log: Path, note: Callable[[str], None]) -> None:

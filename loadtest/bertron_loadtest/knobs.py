@@ -42,7 +42,7 @@ def _parameter(name: str, what: str) -> Knob:
     return Knob(name, "bert", rf'key: "{name}" value {{ string_value: "(\d+)" }}', what)
 
 
-_INSTANCES = Knob(
+ENCODERS = Knob(
     "count", "bert", r"instance_group \[ \{ count: (\d+)", "encoders side by side on a device"
 )
 _THREADS = _parameter("intra_op_threads", "CPU threads of a forward; 0: as many as it may use")
@@ -61,22 +61,24 @@ _DELAY = Knob(
     r"^dynamic_batching \{(?: max_queue_delay_microseconds: (\d+))? \}",
     "wait for company",
 )
-_TOKENIZERS = Knob(
+TOKENIZERS = Knob(
     "count",
     "tokenizer",
     r"instance_group \[ \{ kind: KIND_CPU count: (\d+)",
     "tokenizers side by side",
 )
+# Side by side; an encoder on two cores needs no second one, one on a GPU may need many.
+_TOKENIZER_COUNTS = sorted({1, 2, CORES // 4, CORES // 2} - {0})
 # Instances x threads; no two of them the same thing on this machine.
 _SPLITS = {(1, 0), (1, 1), (2, 0), (2, 1), (CORES, 1)}
 _SPLITS |= {(CORES // 2, 2)} if CORES > 2 else set()
 
 SEARCH = (
-    Trials("instances and threads", (_INSTANCES, _THREADS), sorted(_SPLITS)),
+    Trials("instances and threads", (ENCODERS, _THREADS), sorted(_SPLITS)),
     Trials("tokens a forward", (_TOKENS,), ((0,), (128,), (512,), (1024,))),
     Trials("texts a batch", (_TEXTS,), ((64,), (128,), (256,))),
     Trials("queue delay", (_DELAY,), ((0,), (500,), (2000,))),
-    Trials("tokenizers", (_TOKENIZERS,), ((1,), (2,))),
+    Trials("tokenizers", (TOKENIZERS,), tuple((count,) for count in _TOKENIZER_COUNTS)),
 )
 
 

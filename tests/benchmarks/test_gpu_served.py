@@ -5,9 +5,14 @@ import subprocess
 import gpu_served
 import pytest
 import torch
+from google.protobuf import text_format
 from gpu_callers import Load, call_until
 from gpu_report import Row, served_table
+from gpu_timing import Budget
 from tokenizers import Tokenizer
+from tritonclient.grpc import model_config_pb2
+
+DEADLINE_S = 120
 
 
 def test_made_up_texts_have_the_lengths_that_were_asked_for(tmp_path, monkeypatch):
@@ -42,6 +47,44 @@ def test_stages_are_a_requests_mean_between_two_readings():
     after = {"tokenizer": (14, 300.0, 1800.0), "bert": (10, 50.0, 500.0)}
     words = gpu_served.stages_between(before, after)
     assert words == "tokenizer 50 us in the queue, 200 us in it"
+
+
+def counts(repository):
+    """Processes by step, as Triton server reads them."""
+    found = {}
+    for step in ("tokenizer", "bert"):
+        text = (repository / step / "config.pbtxt").read_text()
+        (group,) = text_format.Parse(text, model_config_pb2.ModelConfig()).instance_group
+        found[step] = group.count
+    return found
+
+
+def test_a_load_is_measured_on_the_real_server_in_each_setting(monkeypatch):
+    """All that a GPU machine runs, with a small model, a single load and shorter times."""
+    monkeypatch.setitem(gpu_served.gpu_models.SIZES, gpu_served.MODEL, (1, 32, 2, 64))
+    monkeypatch.setattr(gpu_served, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_served, "BEGIN_S", 2.0)
+    monkeypatch.setattr(gpu_served, "MEASURED_S", 1.0)
+    first, second = gpu_served.Setting(1, 1, [(2, 1)]), gpu_served.Setting(2, 1, [(2, 1)])
+    monkeypatch.setattr(gpu_served, "SETTINGS", (first, second))
+    written = []
+    write = gpu_served.Setting.write
+
+    def noting(setting, repository):
+        write(setting, repository)
+        written.append(counts(repository))
+
+    monkeypatch.setattr(gpu_served.Setting, "write", noting)
+    rows, notes = [], []
+    gpu_served.measure_all(Budget(DEADLINE_S), rows.append, notes.append, quick=False)
+    assert written == [{"tokenizer": 1, "bert": 1}, {"tokenizer": 2, "bert": 1}]
+    assert [row.engine for row in rows] == ["tokenizer x 1, bert x 1", "tokenizer x 2, bert x 1"]
+    for row in rows:
+        assert row.problem == ""
+        assert row.ms > 0
+        assert row.cosine > 0.99999
+        assert "us in it; bert" in row.note
+    assert sum("warmed up in" in note for note in notes) == 2
 
 
 class Answering:
@@ -89,11 +132,13 @@ def test_callers_that_break_off_are_an_error(monkeypatch):
 
 
 def test_the_table_shows_percentiles_and_stages():
-    row = Row("served", "MiniLM-L6", "32 x 1 text", "float16", "tritonserver, gRPC", is_ours=True)
+    row = Row("served", "MiniLM-L6", "32 x 1 text", "float16", "bert x 2", is_ours=True)
     row.times_ms, row.latencies_ms = [0.5], [float(n) for n in range(1, 101)]
     row.cosine, row.note = 0.99999, "bert 5 us in the queue, 9 us in it"
     table = served_table([row], None)
     assert "| 2000 | 50.50 | 99.01 | 0.9999900 |" in table
-    assert table.endswith("- 32 x 1 text, a request's mean: bert 5 us in the queue, 9 us in it.")
+    assert table.endswith(
+        "- 32 x 1 text, bert x 2, a request's mean: bert 5 us in the queue, 9 us in it."
+    )
     row.problem = "cosine 0.9"
     assert "FAILED: cosine 0.9" in served_table([row], None)
