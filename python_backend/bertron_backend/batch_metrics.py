@@ -8,9 +8,6 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 PERIOD_S = 1.0
 BUCKETS = tuple(2**power for power in range(4, 15))  # tokens a batch, at most
 _BOUNDS = (*map(str, BUCKETS), "+Inf")
@@ -40,17 +37,18 @@ class BatchCounts:
         self._lock = threading.Lock()
         self._clear()
 
-    def add(self, lengths: npt.NDArray[np.int64]) -> None:
+    def add(self, texts: int, tokens: int, longest: int) -> None:
         """Count a batch.
 
         Args:
-            lengths: [B] tokens of each text.
+            texts: In it.
+            tokens: Of all its texts.
+            longest: Tokens of its longest text.
         """
-        tokens = int(lengths.sum())
         with self._lock:
             self._tokens += tokens
-            self._padded_tokens += len(lengths) * int(lengths.max())
-            self._texts += len(lengths)
+            self._padded_tokens += texts * longest
+            self._texts += texts
             self._batches[bisect_left(BUCKETS, tokens)] += 1
 
     def take(self) -> dict[Counter, int]:

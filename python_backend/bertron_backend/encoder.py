@@ -199,7 +199,8 @@ class Encoder:
         if not packed:
             return answers
         rows = self._rows_or_errors(list(packed.values()))
-        self.counts.add(np.concatenate([request.lengths for request in packed.values()]))
+        lengths = [length for request in packed.values() for length in request.lengths]
+        self.counts.add(len(lengths), sum(lengths), max(lengths))
         for index, answer in zip(packed, rows, strict=True):
             answers[index] = answer
         return answers
@@ -240,7 +241,9 @@ class Encoder:
         with torch.inference_mode(), no_profiling():
             position_ids = self._positions.of(batch)
             arrays = (batch.input_ids, batch.token_type_ids, position_ids, batch.cu_seqlens)
-            tensors = [torch.from_numpy(array).to(self.device) for array in arrays]
+            tensors = [torch.from_numpy(array) for array in arrays]
+            if self.device.type == "cuda":
+                tensors = [tensor.to(self.device) for tensor in tensors]
             embedding = self._model.forward_positions(*tensors, batch.max_seqlen)
             rows: FloatArray = embedding.cpu().numpy()
             return rows

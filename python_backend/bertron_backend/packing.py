@@ -35,7 +35,7 @@ class PackedRequest:
 
     input_ids: IntArray
     token_type_ids: IntArray
-    lengths: npt.NDArray[np.int64]
+    lengths: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +78,16 @@ def pack_request(request: TokenRequest, vocabulary: Vocabulary) -> PackedRequest
         )
     packed = _without_padding(ids, mask, types)
     lengths = packed.lengths
-    if lengths.size == 0:
+    if not lengths:
         raise InvalidInputError("the request has 0 texts, at least 1 is needed")
-    if lengths.min() == 0:
+    if min(lengths) == 0:
         raise InvalidInputError(
-            f"text {int(lengths.argmin())} has 0 tokens: its attention_mask is all 0"
+            f"text {lengths.index(0)} has 0 tokens: its attention_mask is all 0"
         )
-    if lengths.max() > vocabulary.max_tokens_per_text:
+    longest = max(lengths)
+    if longest > vocabulary.max_tokens_per_text:
         raise InvalidInputError(
-            f"text {int(lengths.argmax())} has {lengths.max()} tokens, the model takes at most "
+            f"text {lengths.index(longest)} has {longest} tokens, the model takes at most "
             f"{vocabulary.max_tokens_per_text}"
         )
     _check_range("input_ids", packed.input_ids, vocabulary.vocab_size)
@@ -101,11 +102,11 @@ def pack_request(request: TokenRequest, vocabulary: Vocabulary) -> PackedRequest
 
 
 def _without_padding(ids: IntArray, mask: IntArray, types: IntArray) -> PackedRequest:
-    if mask.all():  # as in every request of one text
+    if np.count_nonzero(mask) == mask.size:  # as in every request of one text
         texts, tokens = ids.shape
-        return PackedRequest(ids.ravel(), types.ravel(), np.full(texts, tokens, dtype=np.int64))
+        return PackedRequest(ids.ravel(), types.ravel(), [tokens] * texts)
     kept = mask != 0
-    return PackedRequest(ids[kept], types[kept], np.count_nonzero(kept, axis=1))
+    return PackedRequest(ids[kept], types[kept], np.count_nonzero(kept, axis=1).tolist())
 
 
 def _check_range(name: str, values: IntArray, size: int) -> None:
@@ -122,24 +123,25 @@ def join(requests: Sequence[PackedRequest]) -> PackedRequest:
     return PackedRequest(
         input_ids=np.concatenate([request.input_ids for request in requests]),
         token_type_ids=np.concatenate([request.token_type_ids for request in requests]),
-        lengths=np.concatenate([request.lengths for request in requests]),
+        lengths=[length for request in requests for length in request.lengths],
     )
 
 
 def split(texts: PackedRequest, parts: int) -> Iterator[PackedBatch]:
     """Cut between texts into at most ``parts`` batches of nearly equally many tokens, in order."""
+    if 1 in (parts, len(texts.lengths)):
+        yield _batch(texts.input_ids, texts.token_type_ids, texts.lengths)
+        return
     ends = np.cumsum(texts.lengths)  # [B]
-    bounds = [0, len(ends)] if 1 in (parts, len(ends)) else _bounds(ends, parts)
-    for first, last in itertools.pairwise(bounds):
+    for first, last in itertools.pairwise(_bounds(ends, parts)):
         start, end = int(ends[first - 1]) if first else 0, int(ends[last - 1])
-        cu_seqlens = np.zeros(last - first + 1, dtype=np.int32)
-        cu_seqlens[1:] = ends[first:last] - start
-        yield PackedBatch(
-            input_ids=texts.input_ids[start:end],
-            token_type_ids=texts.token_type_ids[start:end],
-            cu_seqlens=cu_seqlens,
-            max_seqlen=int(texts.lengths[first:last].max()),
-        )
+        ids, types = texts.input_ids[start:end], texts.token_type_ids[start:end]
+        yield _batch(ids, types, texts.lengths[first:last])
+
+
+def _batch(ids: IntArray, types: IntArray, lengths: list[int]) -> PackedBatch:
+    starts = np.array([0, *itertools.accumulate(lengths)], dtype=np.int32)
+    return PackedBatch(ids, types, starts, max(lengths))
 
 
 def _bounds(ends: npt.NDArray[np.int64], parts: int) -> list[int]:

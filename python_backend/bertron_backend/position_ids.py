@@ -25,10 +25,12 @@ class PositionNumbering:
     def of(self, batch: PackedBatch) -> IntArray:
         """[T] int32, equal to what ``Bert._position_ids`` computes on the device."""
         starts = batch.cu_seqlens[:-1]
-        lengths = np.diff(batch.cu_seqlens)
         if self.position_offset == 0:
             index = np.arange(len(batch.input_ids), dtype=np.int32)
-            return index - np.repeat(starts, lengths)
+            return (
+                index if len(starts) == 1 else index - np.repeat(starts, np.diff(batch.cu_seqlens))
+            )
+        lengths = np.diff(batch.cu_seqlens)
         # A text that spells the padding token gives it the row of its own id, and does not count
         # it: transformers' create_position_ids_from_input_ids.
         counted = batch.input_ids != self.pad_token_id

@@ -23,7 +23,7 @@ def random_batch(lengths: Sequence[int], vocabulary: Vocabulary) -> PackedBatch:
     tokens = sum(lengths)
     ids = generator.integers(vocabulary.vocab_size, size=tokens, dtype=np.int32)
     types = generator.integers(max(1, vocabulary.type_vocab_size), size=tokens, dtype=np.int32)
-    (batch,) = split(PackedRequest(ids, types, np.array(lengths, dtype=np.int64)), 1)
+    (batch,) = split(PackedRequest(ids, types, list(lengths)), 1)
     return batch
 
 

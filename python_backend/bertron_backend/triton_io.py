@@ -170,9 +170,10 @@ def read_texts(request: Any) -> TextRequest:
         InvalidInputError: A text is not UTF-8, or ``is_pretokenized`` neither true nor false.
     """
     parameters = json.loads(request.parameters() or "{}")
-    pairs = pb_utils.get_input_tensor_by_name(request, "TEXT_PAIR")
+    inputs = _inputs(request)
+    pairs = inputs.get("TEXT_PAIR")
     return TextRequest(
-        texts=_decoded("TEXT", pb_utils.get_input_tensor_by_name(request, "TEXT")),
+        texts=_decoded("TEXT", inputs["TEXT"]),
         pairs=None if pairs is None else _decoded("TEXT_PAIR", pairs),
         truncate=str(parameters.get("truncate", "right")),
         is_pretokenized=_flag(parameters, "is_pretokenized"),
@@ -201,7 +202,8 @@ def read_tokens(request: Any, queue: QueueExit) -> TokenRequest:
     Raises:
         ExpiredError: Nobody waits for the answer any more; computing it would delay the others.
     """
-    ticket = _ticket(request)
+    inputs = _inputs(request)
+    ticket = _ticket(inputs)
     if ticket is not None:
         late_us = monotonic_us() - ticket.deadline_us
         queue.see(ticket, is_late=late_us > 0)
@@ -210,9 +212,10 @@ def read_tokens(request: Any, queue: QueueExit) -> TokenRequest:
                 f"Request timeout expired {late_us / 1e6:.3f} s before the encoder came to it; "
                 "the server is overloaded"
             )
-    names = ("input_ids", "attention_mask", "token_type_ids")
     return TokenRequest(
-        *(pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names)
+        input_ids=inputs["input_ids"].as_numpy(),
+        attention_mask=inputs["attention_mask"].as_numpy(),
+        token_type_ids=inputs["token_type_ids"].as_numpy(),
     )
 
 
@@ -221,9 +224,14 @@ def embedding_response(_request: Any, rows: FloatArray) -> Any:
     return _response(EMBEDDING=rows)
 
 
-def _ticket(request: Any) -> Ticket | None:
+def _inputs(request: Any) -> dict[str, Any]:
+    """Its tensors by name, in one look: asking for each by its name goes through all each time."""
+    return {tensor.name(): tensor for tensor in request.inputs()}
+
+
+def _ticket(inputs: dict[str, Any]) -> Ticket | None:
     """None where the tokenizer was passed by."""
-    tensor = pb_utils.get_input_tensor_by_name(request, "ticket")
+    tensor = inputs.get("ticket")
     rows = [] if tensor is None else tensor.as_numpy().tolist()  # [b, 4], each text's the same
     return Ticket(*rows[0]) if rows else None
 

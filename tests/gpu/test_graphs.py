@@ -69,7 +69,7 @@ def float16(tmp_path_factory):
 
 def batch_of(lengths, seed=0) -> PackedBatch:
     ids = np.random.default_rng(seed).integers(0, 400, sum(lengths), dtype=np.int32)
-    texts = PackedRequest(ids, np.zeros_like(ids), np.array(lengths, dtype=np.int64))
+    texts = PackedRequest(ids, np.zeros_like(ids), list(lengths))
     (batch,) = split(texts, 1)
     return batch
 
@@ -143,7 +143,7 @@ def test_too_large_a_batch_runs_eagerly(encoder):
 
 def alone(batch):
     """Its texts in ten batches."""
-    lengths = np.diff(batch.cu_seqlens).astype(np.int64)
+    lengths = np.diff(batch.cu_seqlens).tolist()
     return split(PackedRequest(batch.input_ids, batch.token_type_ids, lengths), 10)
 
 

@@ -51,7 +51,7 @@ def differences(directory: Path, pooling: str) -> dict[int, float]:
     for lengths, sizes in CASES:
         # From 0 on: the padding token counts in BERT and does not in RoBERTa.
         ids = generator.integers(0, checkpoint.config.vocab_size, sum(lengths), dtype=np.int32)
-        (batch,) = split(PackedRequest(ids, np.zeros_like(ids), np.array(lengths)), 1)
+        (batch,) = split(PackedRequest(ids, np.zeros_like(ids), list(lengths)), 1)
         arrays = (batch.input_ids, batch.token_type_ids, batch.cu_seqlens)
         exact = model.forward_packed(*map(torch.from_numpy, arrays), batch.max_seqlen)
         for bucket in map(Bucket, sizes):

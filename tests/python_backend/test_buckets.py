@@ -15,7 +15,7 @@ LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=60)
 def batch_of(lengths):
     generator = np.random.default_rng(0)
     ids, types = generator.integers(1, 9, (2, sum(lengths)), dtype=np.int32)
-    (batch,) = split(PackedRequest(ids, types, np.array(lengths, dtype=np.int64)), 1)
+    (batch,) = split(PackedRequest(ids, types, list(lengths)), 1)
     return batch
 
 

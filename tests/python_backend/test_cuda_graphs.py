@@ -45,7 +45,7 @@ def graphs():
 def batch_of(lengths, seed=0):
     generator = np.random.default_rng(seed)
     ids, types = generator.integers(0, 100, (2, sum(lengths)), dtype=np.int32)
-    (batch,) = split(PackedRequest(ids, types, np.array(lengths, dtype=np.int64)), 1)
+    (batch,) = split(PackedRequest(ids, types, list(lengths)), 1)
     return batch
 
 

@@ -27,7 +27,7 @@ def model(request, tmp_path_factory):
 def test_equal_to_the_models_own(model, texts):
     lengths = np.array([len(text) for text in texts])
     ids = np.concatenate(texts).astype(np.int32)
-    (batch,) = split(PackedRequest(ids, np.zeros_like(ids), lengths), 1)
+    (batch,) = split(PackedRequest(ids, np.zeros_like(ids), lengths.tolist()), 1)
     found = PositionNumbering(model.position_offset, model.pad_token_id).of(batch)
     expected = model._position_ids(torch.from_numpy(ids), torch.from_numpy(batch.cu_seqlens))
     assert found.dtype == np.int32
@@ -36,5 +36,5 @@ def test_equal_to_the_models_own(model, texts):
 
 def test_roberta_numbers_from_its_offset_and_skips_the_padding_token():
     ids = np.array([0, 7, 1, 8, 2, 0, 2], dtype=np.int32)  # <s> a <pad> b </s>, <s> </s>
-    (batch,) = split(PackedRequest(ids, np.zeros_like(ids), np.array([5, 2])), 1)
+    (batch,) = split(PackedRequest(ids, np.zeros_like(ids), [5, 2]), 1)
     assert PositionNumbering(2, 1).of(batch).tolist() == [2, 3, 1, 4, 5, 2, 3]

@@ -36,6 +36,9 @@ class InferenceRequest:
         self.tensors = {name: Tensor(name, array) for name, array in arrays.items()}
         self._parameters = parameters
 
+    def inputs(self):
+        return list(self.tensors.values())
+
     def requested_output_names(self):
         return list(self._requested)
 
@@ -64,8 +67,3 @@ class Logger:
         cls.lines.append(message)
 
     log_error = log_info
-
-
-def get_input_tensor_by_name(request, name):
-    """The tensor, or None as the server's own function does."""
-    return request.tensors.get(name)
