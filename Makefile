@@ -21,7 +21,7 @@ LOADTEST_SECONDS ?= 60
 # A Python that has torch, triton, transformers and pytest already, where nothing can be installed:
 # `make bench-gpu GPU_PYTHON=python3`. The checkout is then imported as it is.
 GPU_PYTHON ?=
-GPU_SOURCES = $(CURDIR)/client:$(CURDIR)/kernels:$(CURDIR)/python_backend:$(CURDIR)/server
+GPU_SOURCES = $(CURDIR)/client:$(CURDIR)/kernels:$(CURDIR)/loadtest:$(CURDIR)/python_backend:$(CURDIR)/server
 GPU_RUN = PYTHONPATH=$(GPU_SOURCES)$(if $(PYTHONPATH),:$(PYTHONPATH)) $(or $(GPU_PYTHON),$(BIN)/python)
 GPU_NEEDS = $(if $(GPU_PYTHON),,$(INSTALLED))
 # Where `make bench-gpu` writes, if not into benchmarks/results.

@@ -22,7 +22,8 @@ from bertron_kernels import (
     pool_reference,
     varlen_attention_reference,
 )
-from bertron_kernels.gemm_gelu import gemm_bias_gelu, gemm_bias_gelu_reference
+from bertron_kernels import linear as library
+from bertron_kernels.gemm import BIAS, GELU, gemm_reference
 from gpu_report import Row
 from gpu_timing import Budget, OutOfTimeError, replay_times_ms, sets_beyond_cache
 from gpu_work import Work
@@ -40,6 +41,7 @@ VOCABULARY, POSITIONS, TOKEN_TYPES = 30522, 512, 2
 HEADS = {64: 12, 32: 12, 128: 8}  # by head_dim: BERT-base, MiniLM, and the widest that is served
 # E, I: BERT-base first, since the time may not suffice for all
 SIZES = ((768, 3072), (384, 1536), (1024, 4096))
+LIBRARY = "PyTorch's product"  # cuBLAS, with our kernel after it
 
 Arguments = tuple[Any, ...]
 Run = Callable[..., Tensor]
@@ -94,7 +96,7 @@ def cases(device: torch.device, tokens: int = TOKENS) -> Iterator[Case]:
     """All cases, what matters most first.
 
     Args:
-        device: Where they are drawn; ``gemm_bias_gelu`` needs CUDA.
+        device: Where they are drawn.
         tokens: Of the large ones.
     """
     lengths = gpu_lengths.first_tokens(gpu_lengths.read(), tokens)
@@ -113,7 +115,8 @@ def cases(device: torch.device, tokens: int = TOKENS) -> Iterator[Case]:
                 yield add_layer_norm(tokens, hidden, dtype, device)
             yield bias_gelu(tokens, intermediate, dtype, device)
             for count in (batch, 128):
-                yield linear_gelu(count, hidden, intermediate, dtype, device)
+                for op, inputs, outputs in products(hidden, intermediate):
+                    yield product(op, count, inputs, outputs, dtype, device)
             yield embedding_layer_norm(lengths, hidden, dtype, device)
             yield pool(lengths, hidden, dtype, device)
 
@@ -214,52 +217,72 @@ def bias_gelu(tokens: int, intermediate: int, dtype: torch.dtype, device: torch.
     )
 
 
-def linear_gelu_arguments(
-    tokens: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
-) -> Arguments:
-    """Of a product of the order of 1: x [T, K], weight [N, K], bias [N]."""
-    x = torch.randn(tokens, inputs, device=device).to(dtype)
-    weight = (torch.randn(outputs, inputs, device=device) * inputs**-0.5).to(dtype)
-    return x, weight, torch.randn(outputs, device=device).to(dtype)
+def products(hidden: int, intermediate: int) -> tuple[tuple[str, int, int], ...]:
+    """(op, inputs, outputs) of a layer's matrix products, in their order."""
+    return (
+        ("linear", hidden, 3 * hidden),
+        ("linear_add_layer_norm", hidden, hidden),
+        ("linear_gelu", hidden, intermediate),
+        ("linear_add_layer_norm", intermediate, hidden),
+    )
 
 
-def product_then_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Two kernels: the product of PyTorch's library, then our ``bias_gelu``."""
-    out: Tensor = torch.ops.bertron.bias_gelu(F.linear(x, weight), bias)
-    return out
-
-
-def served_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The op as a model calls it, which chooses between the two."""
-    out: Tensor = torch.ops.bertron.linear_gelu(x, weight, None, None, bias)
-    return out
-
-
-def linear_gelu(
-    tokens: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
+def product(
+    op: str, tokens: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
 ) -> Case:
-    """``linear_gelu`` beside its two ways, and PyTorch's own operators."""
-    ways = {
-        "torch": Peer(lambda x, weight, bias: F.gelu(F.linear(x, weight, bias))),
-        "product + bias_gelu": Peer(product_then_gelu, is_ours=True),
-    }
-    if device.type == "cuda":
-        ways["gemm_bias_gelu"] = Peer(gemm_bias_gelu, is_ours=True)
+    """``linear``, ``linear_gelu`` or ``linear_add_layer_norm`` beside PyTorch's own operators."""
+    is_norm = op == "linear_add_layer_norm"
 
-    def packed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return served_linear_gelu(x, torch.ops.bertron.pack_weight(weight, None, None), bias)
+    def draw() -> Arguments:
+        x = torch.randn(tokens, inputs, device=device).to(dtype)
+        weight = (torch.randn(outputs, inputs, device=device) * inputs**-0.5).to(dtype)
+        bias, scale, shift = (torch.randn(outputs, device=device).to(dtype) for _ in range(3))
+        residual = torch.randn(tokens, outputs, device=device).to(dtype)
+        return (x, weight, bias, residual, scale, shift, EPS) if is_norm else (x, weight, bias)
 
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+        if device.type != "cuda":  # there packing leaves a weight as it is
+            weight = torch.ops.bertron.pack_weight(weight, None, None)
+        out: Tensor = getattr(torch.ops.bertron, op)(x, weight, None, None, bias, *rest)
+        return out
+
+    def exact(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+        if not is_norm:
+            return gemm_reference(x, weight, bias, GELU if op == "linear_gelu" else BIAS)
+        residual, *norm = rest
+        sums = gemm_reference(x, weight, None, BIAS)
+        return add_layer_norm_reference(sums, residual, bias, *norm)
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+        out = F.linear(x, weight, bias)
+        if not is_norm:
+            return F.gelu(out) if op == "linear_gelu" else out
+        residual, *norm = rest
+        return F.layer_norm(out + residual, (outputs,), *norm)
+
+    work = gpu_work.linear_add_layer_norm if is_norm else gpu_work.linear
     return Case(
-        "linear_gelu",
+        op,
         f"{tokens} x {inputs} to {outputs}",
         dtype,
-        gpu_work.linear(tokens, inputs, outputs, dtype.itemsize),
-        functools.partial(linear_gelu_arguments, tokens, inputs, outputs, dtype, device),
-        # On CUDA packing leaves a weight as it is; elsewhere no product takes it unpacked.
-        served_linear_gelu if device.type == "cuda" else packed,
-        gemm_bias_gelu_reference,
-        ways,
+        work(tokens, inputs, outputs, dtype.itemsize),
+        draw,
+        ours,
+        exact,
+        {"torch": Peer(plain), LIBRARY: Peer(functools.partial(_library, op), is_ours=True)},
     )
+
+
+def _library(op: str, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    """What serves where no tile of ours does: PyTorch's product, then our kernel."""
+    way = {
+        "linear": library.linear,
+        "linear_gelu": library.linear_gelu_with(torch.ops.bertron.bias_gelu),
+        "linear_add_layer_norm": library.linear_add_layer_norm_with(
+            torch.ops.bertron.add_layer_norm
+        ),
+    }[op]
+    return way(x, weight, None, None, bias, *rest)
 
 
 def embedding_layer_norm(

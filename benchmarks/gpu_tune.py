@@ -1,32 +1,37 @@
 """Every tile worth trying, on this GPU: the best as lines for the kernels' frozen tables.
 
 A tile whose result is wrong is no choice; one that is not clearly quicker than what is chosen now
-changes nothing.
+changes nothing. What is chosen for products serves the rest of this run, so that whole models say
+what it brings (``gpu_chains``).
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import gpu_chains
 import gpu_kernels
 import torch
-from bertron_kernels import gelu, layer_norm, pooling
+from bertron_kernels import gelu, gpu_linear, layer_norm, pooling
 from bertron_kernels.attention import CANDIDATES as ATTENTION_TILES
 from bertron_kernels.attention import varlen_attention
-from bertron_kernels.gemm_gelu import CANDIDATES as GEMM_TILES
-from bertron_kernels.gemm_gelu import gemm_bias_gelu
+from bertron_kernels.gemm import BIAS, GELU, PARTIALS, GemmTile, gemm, gemm_partials
+from bertron_kernels.gemm import CANDIDATES as GEMM_TILES
 from bertron_kernels.launch import capability
-from gpu_kernels import OURS, Case, Peer, Run
+from bertron_kernels.layer_norm import add_partials_layer_norm
+from gpu_kernels import LIBRARY, OURS, Case, Peer, Run
 from gpu_report import Row
 from gpu_timing import Budget
+from torch import Tensor
 
 PART = "tune"
 DTYPE = torch.float16  # bf16 moves as many bytes through the same units, and shares the tables
 ATTENTION_TOKENS = 4096
-# A measurement serves batches down to half of it only, so each power of two has its own; what most
-# batches have comes first, should the time not suffice.
-GEMM_TOKENS = (4096, 512, 16384, 128, 16, 2048, 1024, 8192, 256, 64, 32)
-PRODUCT = "product + bias_gelu"
+# A measurement serves batches down to half of it only, so each power of two has its own. A single
+# text's come first, where most is to be gained, then what most batches have.
+FEW_TOKENS = (128, 16, 32, 64, 256)
+MANY_TOKENS = (4096, 512, 16384, 2048, 1024, 8192)
+EPILOGUES = {"linear": BIAS, "linear_gelu": GELU, "linear_add_layer_norm": PARTIALS}
 # Two timings of one kernel differ by about this much; what gains less stays as it is.
 LEAST_GAIN = 1.02
 
@@ -65,10 +70,12 @@ class Trial:
     Attributes:
         case: Ours is the present choice, the peers are what may be chosen instead.
         entry: What is pasted for a choice, by its name.
+        serve: Lets a choice serve the rest of this run.
     """
 
     case: Case
     entry: Callable[[str], str]
+    serve: Callable[[str], None] = lambda _name: None
 
 
 def _with_tiles(case: Case, tiles: Sequence[object], launcher: Run) -> Case:
@@ -89,16 +96,55 @@ def attention_trials(head_dim: int, device: torch.device) -> Iterator[Trial]:
         yield Trial(timed, lambda name, key=key: f"{key}: {name},")
 
 
-def gemm_trials(tokens: int, device: torch.device) -> Iterator[Trial]:
-    """The first product of each model's feed-forward."""
-    architecture = capability(torch.cuda.current_device())
+def product_trials(
+    tokens: int, architecture: int, device: torch.device, tables: gpu_chains.Tables
+) -> Iterator[Trial]:
+    """Each model's products, beside PyTorch's; a choice goes into ``tables``."""
     for hidden, intermediate in gpu_kernels.SIZES:
-        case = gpu_kernels.linear_gelu(tokens, hidden, intermediate, DTYPE, device)
-        timed = _with_tiles(case, GEMM_TILES, gemm_bias_gelu)
-        product = Peer(gpu_kernels.product_then_gelu, is_ours=True)
-        timed = dataclasses.replace(timed, peers={PRODUCT: product, **timed.peers})
-        key = (architecture, intermediate, hidden, tokens)  # MEASURED
-        yield Trial(timed, lambda name, key=key: f"{key}: {name},")
+        for op, inputs, outputs in gpu_kernels.products(hidden, intermediate):
+            tiles = tiles_for(op, tokens)
+            if not tiles:
+                continue
+            case = gpu_kernels.product(op, tokens, inputs, outputs, DTYPE, device)
+            timed = _with_tiles(case, tiles, functools.partial(_by_tile, op))
+            library = {LIBRARY: case.peers[LIBRARY]}
+            timed = dataclasses.replace(timed, peers={**library, **timed.peers})
+            key = (EPILOGUES[op], architecture, outputs, inputs, tokens)  # MEASURED
+            by_name = {repr(tile): tile for tile in tiles}
+            yield Trial(
+                timed,
+                lambda name, key=key: f"{key}: {name},",
+                functools.partial(_serve, tables, key, by_name),
+            )
+
+
+def tiles_for(op: str, tokens: int) -> list[GemmTile]:
+    """What may serve an op; partial sums of many tokens are more bytes than they save time."""
+    if EPILOGUES[op] == PARTIALS and tokens > max(FEW_TOKENS):
+        return []
+    return [tile for tile in GEMM_TILES if EPILOGUES[op] in tile.epilogues()]
+
+
+def _serve(
+    tables: gpu_chains.Tables,
+    key: tuple[str, int, int, int, int],
+    by_name: Mapping[str, GemmTile],
+    name: str,
+) -> None:
+    if name in by_name:
+        tables.products[key] = by_name[name]
+    else:
+        tables.products.pop(key, None)
+
+
+def _by_tile(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor, *rest: Tensor, tile: GemmTile
+) -> Tensor:
+    """The op by our own product, as ``gpu_linear`` serves it."""
+    if EPILOGUES[op] != PARTIALS:
+        return gemm(x, weight, bias, EPILOGUES[op], tile)
+    residual, *norm = rest
+    return add_partials_layer_norm(gemm_partials(x, weight, tile), residual, bias, *norm)
 
 
 def measure(trial: Trial, l2_bytes: int) -> list[Row]:
@@ -121,11 +167,11 @@ def summary(trial: Trial, rows: Sequence[Row]) -> str:
         return f"# {where}: stays as it is"
     gains = f"{choice.gain:.2f} x the present choice"
     times = {row.engine: row.ms for row in rows}
-    product_ms, best_ms = times.get(PRODUCT), times[choice.name]
-    if product_ms and best_ms:
-        gains += f", {product_ms / best_ms:.2f} x {PRODUCT}"
-    if choice.name == PRODUCT:
-        return f"# {where}: no entry, {PRODUCT} is {gains}"
+    library_ms, best_ms = times.get(LIBRARY), times[choice.name]
+    if library_ms and best_ms:
+        gains += f", {library_ms / best_ms:.2f} x {LIBRARY}"
+    if choice.name == LIBRARY:
+        return f"# {where}: no entry, {LIBRARY} is {gains}"
     return f"{trial.entry(choice.name)}  # {where}: {gains}"
 
 
@@ -150,29 +196,34 @@ def _tile_trial(case: Case, tiles: Sequence[object], launcher: Run) -> Trial:
     return Trial(_with_tiles(case, tiles, launcher), lambda name: f"TILE = {name}")
 
 
-def trials(device: torch.device) -> Iterator[Trial]:
-    """All, what matters most first."""
-    first, *others = (
-        functools.partial(attention_trials, head_dim, device) for head_dim in gpu_kernels.HEADS
-    )
-    products = [functools.partial(gemm_trials, tokens, device) for tokens in GEMM_TOKENS]
-    rows = functools.partial(row_trials, device)
-    for group in (first, products[0], *others, *products[1:], rows):
-        yield from group()
-
-
 def measure_all(
     budget: Budget, l2_bytes: int, add: Callable[[Row], None], paste: Callable[[str], None]
 ) -> None:
-    """Every trial that the time suffices for.
+    """Every trial that the time suffices for, what matters most first.
 
     Raises:
         OutOfTimeError: It did not suffice.
     """
-    with budget.enforced():
-        for trial in trials(torch.device("cuda")):
+    device, architecture = torch.device("cuda:0"), capability(torch.cuda.current_device())
+    tables = gpu_chains.Tables(dict(gpu_linear.MEASURED))
+
+    def measure_each(trials: Iterator[Trial]) -> None:
+        for trial in trials:
             rows = measure(trial, l2_bytes)
             for row in rows:
                 add(row)
             paste(summary(trial, rows))
+            choice = choose(rows)
+            if choice is not None and choice.changed:
+                trial.serve(choice.name)
             torch.cuda.empty_cache()
+
+    with budget.enforced():
+        for tokens in FEW_TOKENS:
+            measure_each(product_trials(tokens, architecture, device, tables))
+        gpu_chains.measure_all(device, architecture, tables, add, paste)
+        for head_dim in gpu_kernels.HEADS:
+            measure_each(attention_trials(head_dim, device))
+        for tokens in MANY_TOKENS:
+            measure_each(product_trials(tokens, architecture, device, tables))
+        measure_each(row_trials(device))

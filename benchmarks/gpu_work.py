@@ -68,6 +68,12 @@ def linear(tokens: int, inputs: int, outputs: int, element: int) -> Work:
     return Work(2 * tokens * inputs * outputs, size * element)
 
 
+def linear_add_layer_norm(tokens: int, inputs: int, outputs: int, element: int) -> Work:
+    """``linear``, the residual [T, N] and two vectors [N] in; nine operations more an output."""
+    product, size = linear(tokens, inputs, outputs, element), tokens * outputs
+    return Work(product.operations + 9 * size, product.bytes + (size + 2 * outputs) * element)
+
+
 def embedding_layer_norm(
     tokens: int, words: int, positions: int, token_types: int, hidden: int, element: int
 ) -> Work:

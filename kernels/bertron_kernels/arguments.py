@@ -95,6 +95,14 @@ def check_add_layer_norm(
     _check_device(x, residual=residual, bias=bias, weight=weight, norm_bias=norm_bias)
 
 
+def check_partials(partials: Tensor) -> None:
+    """Raise ValueError unless ``partials`` are what ``gemm_partials`` gives."""
+    _check_rank("partials", partials, "[P, T, E]")
+    if len(partials) == 0:
+        raise ValueError("partials has shape [0, ...], expected [P, T, E] of at least one part")
+    _check_tensor("partials", partials, tuple(partials.shape), (torch.float32,))
+
+
 def check_bias_gelu(x: Tensor, bias: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> None:
     """Raise ValueError unless the arguments fit ``bias_gelu``."""
     _check_rank("x", x, "[T, I]")
@@ -105,17 +113,18 @@ def check_bias_gelu(x: Tensor, bias: Tensor | None, dtypes: tuple[torch.dtype, .
     _check_device(x, bias=bias)
 
 
-def check_gemm_bias_gelu(
-    x: Tensor, weight: Tensor, bias: Tensor, dtypes: tuple[torch.dtype, ...]
+def check_gemm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtypes: tuple[torch.dtype, ...]
 ) -> None:
-    """Raise ValueError unless the arguments fit ``gemm_bias_gelu``."""
+    """Raise ValueError unless the arguments fit ``gemm``, or without a bias ``gemm_partials``."""
     _check_rank("x", x, "[T, K]")
     _check_rank("weight", weight, "[N, K]")
     num_tokens, num_inputs = x.shape
     num_outputs = weight.shape[0]
     _check_tensor("x", x, (num_tokens, num_inputs), dtypes)
     _check_tensor("weight", weight, (num_outputs, num_inputs), (x.dtype,))
-    _check_tensor("bias", bias, (num_outputs,), (x.dtype,))
+    if bias is not None:
+        _check_tensor("bias", bias, (num_outputs,), (x.dtype,))
     _check_device(x, weight=weight, bias=bias)
 
 

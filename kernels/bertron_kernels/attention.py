@@ -19,6 +19,7 @@ from bertron_kernels.launch import (
     capability,
     ceil_div,
 )
+from bertron_kernels.overlap import let_next_start, overlaps, wait_for_previous
 
 LOG2_E = math.log2(math.e)
 MIN_HEAD_DIM = 16  # the smallest side of a tile that the matrix instructions take
@@ -244,7 +245,11 @@ def _varlen_attention_kernel(
     BLOCK_N: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     PEELS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    if OVERLAPS:
+        let_next_start()
+        wait_for_previous()
     # The heads of the same rows run side by side: what lies together is read together.
     program = tl.program_id(0)
     tile = program // num_heads
@@ -317,16 +322,19 @@ def plan_varlen_attention(
     softmax_scale: float,
     out: Tensor,
     tile: Tile | None = None,
+    overlap: bool | None = None,
 ) -> Launch:
     """The launch that writes the attention of ``qkv`` to ``out``; arguments are not checked.
 
-    ``tile`` is instead of the frozen table's.
+    ``tile`` and ``overlap`` are instead of the frozen tables'.
     """
     num_tokens, _, num_heads, head_dim = qkv.shape
     num_sequences = len(cu_seqlens) - 1
     is_aligned = qkv.data_ptr() % BULK_ALIGNMENT == 0  # as all that PyTorch allocates
     architecture = capability(qkv.get_device()) if qkv.is_cuda and is_aligned else 0
     tile = tile or choose_tile(head_dim, qkv.element_size(), max_seqlen, architecture)
+    if overlap is None:
+        overlap = overlaps(qkv, num_tokens)
     programs, tiles_per_sequence = choose_grid(num_tokens, num_sequences, max_seqlen, tile.block_m)
     return Launch(
         kernel=_varlen_attention_kernel,
@@ -348,9 +356,11 @@ def plan_varlen_attention(
             "ONE_BLOCK": max(length_class(max_seqlen), max_seqlen) <= tile.block_n,
             # fp32 has no registers for a second copy of the loop's body
             "PEELS": qkv.element_size() == 2,
+            "OVERLAPS": overlap,
         },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        overlaps=overlap,
     )
 
 

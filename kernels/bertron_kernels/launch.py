@@ -52,6 +52,7 @@ class Launch:
         constants: ``tl.constexpr`` arguments by name: each new value is a new compilation.
         num_warps: Warps of 32 threads a program.
         num_stages: Depth of the software pipeline of loads in the kernel's loop.
+        overlaps: Whether the kernel is started before the one ahead has ended; it waits by itself.
     """
 
     kernel: Any
@@ -60,6 +61,16 @@ class Launch:
     constants: Mapping[str, int | float | bool | str]
     num_warps: int
     num_stages: int = 1
+    overlaps: bool = False
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What the Triton compiler takes besides the arguments."""
+        options: dict[str, int | bool] = {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+        return options | {"launch_pdl": True} if self.overlaps else options
 
     def run(self) -> None:
         """Start the kernel on the current stream of its tensors' device; does not wait."""
@@ -73,9 +84,7 @@ class Launch:
             self._start()
 
     def _start(self) -> None:
-        self.kernel[self.grid](
-            **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
-        )
+        self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
     def signature(self) -> dict[str, str]:
         """The type of every parameter as the Triton compiler writes it, by name."""

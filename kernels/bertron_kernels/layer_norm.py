@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bertron_kernels.arguments import KERNEL_DTYPES, check_add_layer_norm
+from bertron_kernels.arguments import KERNEL_DTYPES, check_add_layer_norm, check_partials
 from bertron_kernels.language import tl, triton
 from bertron_kernels.launch import Launch, RowTile, ceil_div, next_power_of_2
+from bertron_kernels.overlap import let_next_start, overlaps, wait_for_previous
 
 # 32 fp32 values a thread, so many rows a warp that nothing passes between warps. Long rows are
 # quicker four to a program, where there are programs enough for the whole chip.
@@ -42,7 +43,12 @@ def _add_layer_norm_kernel(
     HIDDEN_SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
+    PARTS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    if OVERLAPS:
+        let_next_start()
+        wait_for_previous()
     rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.arange(0, BLOCK_E)
     is_column = columns < HIDDEN_SIZE
@@ -50,6 +56,10 @@ def _add_layer_norm_kernel(
     at = rows[:, None] * HIDDEN_SIZE + columns[None, :]
 
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_T, BLOCK_E]
+    for part in tl.static_range(1, PARTS):
+        x += tl.load(
+            x_ptr + part * num_tokens.to(tl.int64) * HIDDEN_SIZE + at, mask=mask, other=0.0
+        )
     if bias_ptr is not None:
         x += tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)[None, :]
     if residual_ptr is not None:
@@ -74,9 +84,16 @@ def plan_add_layer_norm(
     eps: float,
     out: Tensor,
     tile: RowTile | None = None,
+    overlap: bool | None = None,
 ) -> Launch:
-    """The launch that writes the normalised sum to ``out``; arguments are not checked."""
-    num_tokens, hidden_size = x.shape
+    """The launch that writes the normalised sum to ``out``; arguments are not checked.
+
+    ``x`` is [T, E], or [P, T, E] to be summed first; ``tile`` and ``overlap`` are instead of the
+    tables'.
+    """
+    num_tokens, hidden_size = x.shape[-2:]
+    if overlap is None:
+        overlap = overlaps(x, num_tokens)
     block_e = next_power_of_2(hidden_size)
     tile = tile or choose_tile(num_tokens, block_e)
     block_t = max(1, min(8, tile.elements // block_e))
@@ -93,8 +110,15 @@ def plan_add_layer_norm(
             "eps": eps,
             "num_tokens": num_tokens,
         },
-        constants={"HIDDEN_SIZE": hidden_size, "BLOCK_T": block_t, "BLOCK_E": block_e},
+        constants={
+            "HIDDEN_SIZE": hidden_size,
+            "BLOCK_T": block_t,
+            "BLOCK_E": block_e,
+            "PARTS": len(x) if x.dim() == 3 else 1,
+            "OVERLAPS": overlap,
+        },
         num_warps=tile.num_warps,
+        overlaps=overlap,
     )
 
 
@@ -139,6 +163,37 @@ def add_layer_norm(
     check_add_layer_norm(x, residual, bias, weight, norm_bias, KERNEL_DTYPES)
     out = torch.empty_like(x, dtype=weight.dtype)
     plan_add_layer_norm(x, residual, bias, weight, norm_bias, eps, out, tile).run()
+    return out
+
+
+def add_partials_layer_norm(
+    partials: Tensor,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """:func:`add_layer_norm` of a matrix product's partial sums, which it adds as it reads them.
+
+    Args:
+        partials: [P, T, E] fp32, contiguous, on CUDA: what ``gemm_partials`` gives.
+        residual: As :func:`add_layer_norm`'s, like all that follows.
+        bias: [E] or None.
+        weight: [E].
+        norm_bias: [E].
+        eps: Added to the variance.
+
+    Returns:
+        [T, E] in the dtype of ``weight``.
+
+    Raises:
+        ValueError: As :func:`add_layer_norm`, or the partial sums are none, or not fp32.
+    """
+    check_partials(partials)
+    check_add_layer_norm(partials[0], residual, bias, weight, norm_bias, KERNEL_DTYPES)
+    out = torch.empty_like(partials[0], dtype=weight.dtype)
+    plan_add_layer_norm(partials, residual, bias, weight, norm_bias, eps, out).run()
     return out
 
 

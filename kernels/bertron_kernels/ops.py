@@ -13,7 +13,7 @@ from bertron_kernels import (
     eager,
     embedding,
     gelu,
-    gemm_gelu,
+    gpu_linear,
     layer_norm,
     linear,
     native,
@@ -35,9 +35,9 @@ EAGER = {
 }
 KERNELS = {
     "pack_weight": linear.pack_weight,
-    "linear": linear.linear,
-    "linear_gelu": gemm_gelu.linear_gelu,
-    "linear_add_layer_norm": linear.linear_add_layer_norm_with(layer_norm.add_layer_norm),
+    "linear": gpu_linear.linear,
+    "linear_gelu": gpu_linear.linear_gelu,
+    "linear_add_layer_norm": gpu_linear.linear_add_layer_norm,
     "varlen_attention": attention.varlen_attention,
     "add_layer_norm": layer_norm.add_layer_norm,
     "bias_gelu": gelu.bias_gelu,

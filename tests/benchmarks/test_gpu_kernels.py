@@ -11,6 +11,7 @@ from gpu_work import Work
 CPU = torch.device("cpu")
 MIXED = [5, 33, 1, 17]
 FP32 = torch.float32
+PRODUCTS = [(op, 20, inputs, outputs) for op, inputs, outputs in gpu_kernels.products(48, 80)]
 
 
 def make_cases() -> list[Case]:
@@ -19,7 +20,7 @@ def make_cases() -> list[Case]:
         gpu_kernels.attention(MIXED, 2, 32, FP32, CPU),
         gpu_kernels.add_layer_norm(20, 48, FP32, CPU),
         gpu_kernels.bias_gelu(20, 48, FP32, CPU),
-        gpu_kernels.linear_gelu(20, 32, 48, FP32, CPU),
+        *(gpu_kernels.product(*sizes, FP32, CPU) for sizes in PRODUCTS),
         gpu_kernels.embedding_layer_norm(MIXED, 48, FP32, CPU),
         gpu_kernels.pool(MIXED, 48, FP32, CPU),
     ]
@@ -46,14 +47,14 @@ def test_every_case_can_be_made_without_a_gpu_and_ours_is_one_of_its_ways():
     cases = list(gpu_kernels.cases(CPU, tokens=gpu_kernels.QUICK_TOKENS))
     assert {case.op for case in cases} == {
         *("varlen_attention", "add_layer_norm", "bias_gelu"),
-        *("linear_gelu", "embedding_layer_norm", "pool"),
+        *("linear", "linear_gelu", "linear_add_layer_norm", "embedding_layer_norm", "pool"),
     }
     assert len({(case.op, case.shape, case.dtype) for case in cases}) == len(cases)
     assert all(case.work.operations > 0 and case.work.bytes > 0 for case in cases)
 
 
 def test_the_shapes_that_the_targets_name_are_among_the_cases():
-    shapes = {(case.op, case.shape) for case in gpu_kernels.cases(CPU) if case.op != "linear_gelu"}
+    shapes = {(case.op, case.shape) for case in gpu_kernels.cases(CPU)}
     assert ("varlen_attention", "32 x 512, 12 heads of 64") in shapes
     assert ("varlen_attention", "128 x 128, 12 heads of 64") in shapes
     assert ("add_layer_norm", "16384 x 768") in shapes

@@ -27,7 +27,16 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 # (HMMA) from sm_80 on, a warp at a time; wgmma (HGMMA) on sm_90, four warps at a time; tcgen05.mma
 # (UTCHMMA) on sm_100, from a memory of its own. Disassembling would take longer than compiling.
 MATRIX_INSTRUCTIONS = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
-COLUMNS = ("registers", "stack_bytes", "local_bytes", "shared_bytes", "matrix_instructions")
+WAIT = "griddepcontrol.wait"
+# What touches memory that other kernels use; a program's shared memory and parameters are its own,
+# and a prefetch brings nothing into it.
+MEMORY_ACCESSES = re.compile(
+    r"\b(?:(?:ld|st|atom|red|multimem)\.(?!shared|param|\S*\.shared|local)|cp\.)\S+"
+)
+COLUMNS = (
+    *("registers", "stack_bytes", "local_bytes", "shared_bytes", "matrix_instructions"),
+    "before_wait",
+)
 
 
 def compile_for(launch: Launch, capability: int) -> dict[str, object]:
@@ -35,7 +44,9 @@ def compile_for(launch: Launch, capability: int) -> dict[str, object]:
 
     Returns:
         Registers a thread, bytes of stack and of local memory a thread, where spills go, bytes of
-        shared memory a program, and the kind of matrix instruction, empty where there is none.
+        shared memory a program, the kind of matrix instruction, empty where there is none, and
+        the first access to memory before a program waits for the kernel ahead, "nothing" where
+        there is none and empty where no program waits.
     """
     constants = {name: None for name, value in launch.arguments.items() if value is None}
     # The launchers' tensors come from PyTorch's allocator, aligned to far more than 16 bytes.
@@ -50,8 +61,8 @@ def compile_for(launch: Launch, capability: int) -> dict[str, object]:
         constexprs=constants | dict(launch.constants),
         attrs=aligned,
     )
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options=launch.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         Path(cubin.name).write_bytes(compiled.asm["cubin"])
         dump = subprocess.run(
@@ -69,7 +80,17 @@ def compile_for(launch: Launch, capability: int) -> dict[str, object]:
         "matrix_instructions": "+".join(
             sorted(set(MATRIX_INSTRUCTIONS.findall(compiled.asm["ptx"])))
         ),
+        "before_wait": before_wait(compiled.asm["ptx"]),
     }
+
+
+def before_wait(ptx: str) -> str:
+    """The first access to memory that stands before the wait, "nothing", or "" without a wait."""
+    before, wait, _ = ptx.partition(WAIT)
+    if not wait:
+        return ""
+    first = MEMORY_ACCESSES.search(before.partition(".reqntid")[2])
+    return first.group() if first else "nothing"
 
 
 def main() -> None:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from bertron_kernels.overlap import FIRST_WITH_OVERLAP
 from bertron_kernels.variants import served_variants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
+GATE = Path(__file__).with_name("compile_gate.py")
 # Shared memory that one program may have, from the CUDA programming guide's table of compute
 # capabilities: 163 kB on the A100, 227 kB on the H100, H200 and B200.
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -27,7 +30,7 @@ def compiled(tmp_path_factory):
         gate = subprocess.run(
             [
                 sys.executable,
-                Path(__file__).with_name("compile_gate.py"),
+                GATE,
                 "--json",
                 str(capability),
             ],
@@ -72,9 +75,34 @@ def test_products_run_on_the_matrix_units(compiled, capability):
     assert seen > 20
 
 
+@pytest.mark.parametrize("capability", SHARED_LIMITS)
+def test_what_overlaps_waits_before_it_touches_memory(compiled, capability):
+    launches = dict(served_variants(capability))
+    for result in compiled[capability]:
+        expected = "nothing" if launches[result["name"]].overlaps else ""
+        assert result["before_wait"] == expected, result
+    can_overlap = capability >= FIRST_WITH_OVERLAP
+    assert any(launch.overlaps for launch in launches.values()) == can_overlap
+
+
+@pytest.mark.parametrize(
+    ("ptx", "found"),
+    [
+        (".reqntid 32\nld.param.b64 a;\nprefetch.global.L2 [a];\nW;\nld.global.b32 x;", "nothing"),
+        (".reqntid 32\n@%p1 ld.global.b32 x;\nW;\nst.global.b32 x;", "ld.global.b32"),
+        (".reqntid 32\ncp.async.cg.shared.global [a];\nW;", "cp.async.cg.shared.global"),
+        (".reqntid 32\nred.global.add.f32 [a];\nW;", "red.global.add.f32"),
+        (".reqntid 32\nld.global.b32 x;", ""),
+    ],
+)
+def test_an_access_before_the_wait_is_found(ptx, found):
+    before_wait = runpy.run_path(str(GATE))["before_wait"]
+    assert before_wait(ptx.replace("W;", "griddepcontrol.wait;")) == found
+
+
 def test_the_table_is_for_people():
     gate = subprocess.run(
-        [sys.executable, Path(__file__).with_name("compile_gate.py"), "90", NAMES[90][0]],
+        [sys.executable, GATE, "90", NAMES[90][0]],
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
         capture_output=True,
         text=True,

@@ -50,6 +50,40 @@ def test_every_candidate_tile_agrees_with_float64(run_kernel, randn, place):
     assert (out.double() - exact).norm() <= 5e-4 * exact.norm()
 
 
+# The most parts, and one; a bfloat16 product's sums go to a float32 stream.
+@pytest.mark.parametrize("parts", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("has_residual", [False, True])
+def test_partial_sums_are_added_first(run_kernel, randn, parts, dtype, has_residual):
+    partials = randn(parts, 21, 331)
+    residual = randn(21, 331, dtype=dtype) if has_residual else None
+    vectors = [randn(331, dtype=dtype) for _ in range(3)]
+    out = run_kernel("add_partials_layer_norm", partials, residual, *vectors, EPS)
+    exact = add_layer_norm_reference(*double(partials.sum(0), residual, *vectors), EPS)
+    assert out.dtype == dtype
+    assert (out.double() - exact).norm() <= {16: 5e-4, 32: 1e-5}[8 * dtype.itemsize] * exact.norm()
+
+
+def test_partial_sums_of_no_tokens_are_none(run_kernel):
+    row = torch.ones(64)
+    partials = torch.empty(3, 0, 64)
+    assert run_kernel("add_partials_layer_norm", partials, None, *[row] * 3, EPS).shape == (0, 64)
+
+
+def test_wrong_partial_sums_are_named(run_kernel, refused):
+    row = torch.zeros(64)
+    with refused(r"partials has shape \[0, ...\], expected \[P, T, E\] of at least one part"):
+        run_kernel("add_partials_layer_norm", torch.zeros(0, 4, 64), None, row, row, row, EPS)
+    with refused(r"partials has shape \[4, 64\], expected \[P, T, E\]"):
+        run_kernel("add_partials_layer_norm", torch.zeros(4, 64), None, row, row, row, EPS)
+    with refused("partials has dtype torch.float16, expected torch.float32"):
+        run_kernel("add_partials_layer_norm", torch.zeros(2, 4, 64).half(), None, *[row] * 3, EPS)
+    with refused(r"residual has shape \[3, 64\], expected \[4, 64\]"):
+        run_kernel(
+            "add_partials_layer_norm", torch.zeros(2, 4, 64), row.expand(3, 64), *[row] * 3, EPS
+        )
+
+
 @pytest.mark.parametrize("block_e", [128, 512, 1024, 4096, 8192])
 @pytest.mark.parametrize("num_tokens", [1, 1024, 1025, 16384])
 def test_a_tile_holds_the_row_and_few_values_a_thread(num_tokens, block_e):

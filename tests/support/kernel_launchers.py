@@ -3,7 +3,7 @@
 Tiles go by their place among the candidates, since messages between processes hold numbers only.
 """
 
-from bertron_kernels import attention, gelu, gemm_gelu, layer_norm, pooling
+from bertron_kernels import attention, gelu, gemm, layer_norm, pooling
 from bertron_kernels.ops import KERNELS
 
 
@@ -19,7 +19,9 @@ def with_tile(launcher, tiles):
 LAUNCHERS = {
     **KERNELS,
     "attention_with_tile": attention_with_tile,
-    "gemm_with_tile": with_tile(gemm_gelu.gemm_bias_gelu, gemm_gelu.CANDIDATES),
+    "gemm_with_tile": with_tile(gemm.gemm, gemm.CANDIDATES),
+    "gemm_partials_with_tile": with_tile(gemm.gemm_partials, gemm.CANDIDATES),
+    "add_partials_layer_norm": layer_norm.add_partials_layer_norm,
     "norm_with_tile": with_tile(layer_norm.add_layer_norm, layer_norm.CANDIDATES),
     "gelu_with_tile": with_tile(gelu.bias_gelu, gelu.CANDIDATES),
     "pool_with_tile": with_tile(pooling.pool, pooling.CANDIDATES),
