@@ -1,12 +1,14 @@
-"""One text through whole models, by what serves now, by other products, and overlapped.
+"""Batches through whole models, by what serves now, by other products, and overlapped.
 
 A kernel alone says little of a chain of dozens: what its neighbours leave in the caches, and how
-long the chip takes from one to the next, shows in whole models only.
+long the chip takes from one to the next, shows in whole models only. An overlapped chain is whole
+only where every product is ours, also where cuBLAS's alone would be quicker.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from bertron_kernels import gpu_linear, overlap
@@ -15,34 +17,38 @@ from gpu_models import Batch, Engine, Subject, graph_engine
 from gpu_report import Row
 
 PART = "tune"
-AS_NOW, FOUND, OVERLAPPED = ENGINES = ("as now", "products found", "products found, overlapped")
+AS_NOW = "as now"
+FOUND, FOUND_OVERLAPPED = "products found", "products found, overlapped"
+OURS, OURS_OVERLAPPED = "all products ours", "all products ours, overlapped"
+ENGINES = (AS_NOW, FOUND, FOUND_OVERLAPPED, OURS, OURS_OVERLAPPED)
 MODELS = ("BERT-base", "MiniLM-L6")
-TOKENS = (128, 16, 32, 64, 256)
+# (texts, tokens of each): what the targets speak of first, then other single texts.
+SHAPES = ((1, 128), (32, 128), (1, 16), (1, 32), (1, 64), (1, 256))
 DTYPE = "float16"
 COMPILE_S = 60
 # Two timings of one chain differ by about this much.
 LEAST_GAIN = 1.02
 
+Products = dict[tuple[str, int, int, int, int], GemmTile]
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(frozen=True)
 class Tables:
     """The kernels' frozen tables as a run would change them.
 
     Attributes:
         products: In place of ``gpu_linear.MEASURED``.
-        overlapped: In place of ``overlap.OVERLAPPED_TOKENS``; None leaves that.
+        overlapped: In place of ``overlap.OVERLAPPED_TOKENS``.
     """
 
-    products: dict[tuple[str, int, int, int, int], GemmTile]
-    overlapped: dict[int, int] | None = None
+    products: Products
+    overlapped: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """What is launched meanwhile, or captured, goes by these."""
         before = gpu_linear.MEASURED, overlap.OVERLAPPED_TOKENS
-        gpu_linear.MEASURED = self.products
-        if self.overlapped is not None:
-            overlap.OVERLAPPED_TOKENS = self.overlapped
+        gpu_linear.MEASURED, overlap.OVERLAPPED_TOKENS = self.products, self.overlapped
         try:
             yield
         finally:
@@ -59,70 +65,104 @@ def captured_with(tables: Tables, engine: Engine) -> Engine:
     return prepared
 
 
-def engines_of(engine: Engine, architecture: int, tokens: int, tables: Tables) -> dict[str, Engine]:
-    """Each of ENGINES."""
-    overlapped = dataclasses.replace(tables, overlapped={architecture: tokens})
-    return {
-        AS_NOW: engine,
-        FOUND: captured_with(tables, engine),
-        OVERLAPPED: captured_with(overlapped, engine),
-    }
+def shape_of(texts: int, tokens: int) -> str:
+    """For a table."""
+    return f"{texts} x {tokens}"
+
+
+class Chains:
+    """Whole models under the tables that a run has found so far.
+
+    Args:
+        device: Where they run.
+        architecture: Its compute capability.
+        found: Products as the tables would be.
+        ours: The quickest tile of our own for each shape, whatever cuBLAS takes.
+        add: Called with every row as it comes.
+        paste: Called with every line for a person.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        architecture: int,
+        found: Products,
+        ours: Products,
+        add: Callable[[Row], None],
+        paste: Callable[[str], None],
+    ) -> None:
+        self._device = device
+        self._architecture = architecture
+        self._found = found
+        self._ours = ours
+        self._add = add
+        self._paste = paste
+        self._rows: list[Row] = []
+        self._subjects: dict[str, tuple[Subject, Engine]] = {}
+
+    def measure(self, texts: int, tokens: int) -> None:
+        """Every model at this shape: check, time, and say in a line."""
+        shape = shape_of(texts, tokens)
+        for name in MODELS:
+            subject, engine = self._subject(name)
+            batch = subject.batch(shape, [tokens] * texts)
+            rows = subject.measure(DTYPE, batch, self.engines(engine, texts * tokens), COMPILE_S)
+            for row in rows:
+                row.part, row.is_ours = PART, True
+                self._rows.append(row)
+                self._add(row)
+            times = ", ".join(
+                f"{row.engine} {row.ms:.4f}" if row.ms else f"{row.engine} no time" for row in rows
+            )
+            self._paste(f"# {name}, {shape}, ms in a row: {times}")
+
+    def engines(self, engine: Engine, tokens: int) -> dict[str, Engine]:
+        """Each of ENGINES; ``tokens`` of the whole batch."""
+        overlapped = {self._architecture: tokens}
+        ours = {**self._found, **self._ours}
+        tables = {
+            FOUND: Tables(self._found),
+            FOUND_OVERLAPPED: Tables(self._found, overlapped),
+            OURS: Tables(ours),
+            OURS_OVERLAPPED: Tables(ours, overlapped),
+        }
+        others = {name: captured_with(tables[name], engine) for name in ENGINES[1:]}
+        return {AS_NOW: engine, **others}
+
+    def close(self) -> None:
+        """Say up to how many tokens to overlap, and remove the models' files."""
+        if self._rows:
+            most = most_overlapped_tokens(self._rows)
+            self._paste(f"OVERLAPPED_TOKENS = {{{self._architecture}: {most}}}")
+        for subject, _ in self._subjects.values():
+            subject.close()
+
+    def _subject(self, name: str) -> tuple[Subject, Engine]:
+        if name not in self._subjects:
+            subject = Subject(name, self._device)
+            self._subjects[name] = subject, graph_engine(subject.ours(DTYPE))
+        return self._subjects[name]
 
 
 def most_overlapped_tokens(rows: Sequence[Row]) -> int:
     """Up to so many tokens overlapping gains on every model; 0 where it does on none.
 
-    ``rows`` are of several models, each of a text of some of TOKENS.
+    ``rows`` are of several models, each of some of SHAPES; what was not measured is skipped.
     """
     most = 0
-    for tokens in sorted(TOKENS):
-        own = [row for row in rows if row.shape == shape_of(tokens)]
-        found = {row.what: row.ms for row in own if row.engine == FOUND}
-        overlapped = {row.what: row.ms for row in own if row.engine == OVERLAPPED}
-        for model, ms in found.items():
-            overlapped_ms = overlapped.get(model)
-            if ms is None or overlapped_ms is None or ms < LEAST_GAIN * overlapped_ms:
+    for texts, tokens in sorted(SHAPES, key=math.prod):
+        own = [row for row in rows if row.shape == shape_of(texts, tokens)]
+        for model in {row.what for row in own}:
+            plain, overlapped = (
+                min((row.ms for row in own if _is_one(row, model, names)), default=None)
+                for names in ((FOUND, OURS), (FOUND_OVERLAPPED, OURS_OVERLAPPED))
+            )
+            if plain is None or overlapped is None or plain < LEAST_GAIN * overlapped:
                 return most
-        if not found:
-            return most
-        most = tokens
+        if own:
+            most = texts * tokens
     return most
 
 
-def shape_of(tokens: int) -> str:
-    """For a table."""
-    return f"1 x {tokens}"
-
-
-def measure_all(
-    device: torch.device,
-    architecture: int,
-    tables: Tables,
-    add: Callable[[Row], None],
-    paste: Callable[[str], None],
-) -> None:
-    """Every model at every length; the caller holds the time."""
-    rows: list[Row] = []
-    for name in MODELS:
-        subject = Subject(name, device)
-        try:
-            engine = graph_engine(subject.ours(DTYPE))
-            for tokens in TOKENS:
-                batch = subject.batch(shape_of(tokens), [tokens])
-                engines = engines_of(engine, architecture, tokens, tables)
-                for row in subject.measure(DTYPE, batch, engines, COMPILE_S):
-                    row.part, row.is_ours = PART, True
-                    rows.append(row)
-                    add(row)
-        finally:
-            subject.close()
-    times = {(row.what, row.shape, row.engine): row.ms for row in rows}
-    for name in MODELS:
-        for tokens in TOKENS:
-            found = [times.get((name, shape_of(tokens), engine)) for engine in ENGINES]
-            shown = ", ".join(
-                f"{engine} {ms:.4f}" if ms else f"{engine} no time"
-                for engine, ms in zip(ENGINES, found, strict=True)
-            )
-            paste(f"# {name}, {shape_of(tokens)}, ms in a row: {shown}")
-    paste(f"OVERLAPPED_TOKENS = {{{architecture}: {most_overlapped_tokens(rows)}}}")
+def _is_one(row: Row, model: str, engines: tuple[str, str]) -> bool:
+    return row.what == model and row.engine in engines and row.ms is not None

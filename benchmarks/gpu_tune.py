@@ -1,15 +1,15 @@
 """Every tile worth trying, on this GPU: the best as lines for the kernels' frozen tables.
 
 A tile whose result is wrong is no choice; one that is not clearly quicker than what is chosen now
-changes nothing. What is chosen for products serves the rest of this run, so that whole models say
-what it brings (``gpu_chains``).
+changes nothing. Whole models then say what the products found bring (``gpu_chains``).
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import gpu_chains
 import gpu_kernels
 import torch
 from bertron_kernels import gelu, gpu_linear, layer_norm, pooling
@@ -19,6 +19,8 @@ from bertron_kernels.gemm import BIAS, GELU, PARTIALS, GemmTile, gemm, gemm_part
 from bertron_kernels.gemm import CANDIDATES as GEMM_TILES
 from bertron_kernels.launch import capability
 from bertron_kernels.layer_norm import add_partials_layer_norm
+from gpu_chains import SHAPES as CHAINS
+from gpu_chains import Chains, Products
 from gpu_kernels import LIBRARY, OURS, Case, Peer, Run
 from gpu_report import Row
 from gpu_timing import Budget
@@ -27,10 +29,12 @@ from torch import Tensor
 PART = "tune"
 DTYPE = torch.float16  # bf16 moves as many bytes through the same units, and shares the tables
 ATTENTION_TOKENS = 4096
-# A measurement serves batches down to half of it only, so each power of two has its own. A single
-# text's come first, where most is to be gained, then what most batches have.
-FEW_TOKENS = (128, 16, 32, 64, 256)
-MANY_TOKENS = (4096, 512, 16384, 2048, 1024, 8192)
+# A measurement serves batches down to half of it only, so each power of two has its own; those that
+# whole models are measured with come first.
+MANY_TOKENS = (512, 16384, 2048, 1024, 8192)
+MOST_SPLIT_TOKENS = 256
+# E, I: of the models that are measured whole, then of the others.
+CHAIN_SIZES, OTHER_SIZES = gpu_kernels.SIZES[:2], gpu_kernels.SIZES[2:]
 EPILOGUES = {"linear": BIAS, "linear_gelu": GELU, "linear_add_layer_norm": PARTIALS}
 # Two timings of one kernel differ by about this much; what gains less stays as it is.
 LEAST_GAIN = 1.02
@@ -70,12 +74,49 @@ class Trial:
     Attributes:
         case: Ours is the present choice, the peers are what may be chosen instead.
         entry: What is pasted for a choice, by its name.
-        serve: Lets a choice serve the rest of this run.
     """
 
     case: Case
     entry: Callable[[str], str]
-    serve: Callable[[str], None] = lambda _name: None
+
+    def note(self, _rows: Sequence[Row], _found: Products, _ours: Products) -> str:
+        """Keep what whole models are to be measured with; one more line to paste, or none."""
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductTrial(Trial):
+    """One of a matrix product.
+
+    Attributes:
+        key: Of ``gpu_linear.MEASURED``.
+        tiles: By their names.
+    """
+
+    key: tuple[str, int, int, int, int]
+    tiles: Mapping[str, GemmTile]
+
+    def note(self, rows: Sequence[Row], found: Products, ours: Products) -> str:
+        """Put the outcome into both tables.
+
+        Returns:
+            The best tile of ours, in a comment, where PyTorch's product is quicker; else nothing.
+        """
+        times = {row.engine: row.ms for row in rows if row.ms is not None}
+        choice, mine = choose(rows), [name for name in times if name in self.tiles]
+        if choice is not None and choice.changed:
+            if choice.name in self.tiles:
+                found[self.key] = self.tiles[choice.name]
+            else:
+                found.pop(self.key, None)
+        if not mine:
+            return ""
+        best = min(mine, key=lambda name: times[name])
+        ours[self.key] = self.tiles[best]
+        if self.key in found or LIBRARY not in times:
+            return ""
+        ratio = times[LIBRARY] / times[best]
+        return f"# for a whole chain: {self.entry(best)}  # {ratio:.2f} x {LIBRARY}"
 
 
 def _with_tiles(case: Case, tiles: Sequence[object], launcher: Run) -> Case:
@@ -97,48 +138,36 @@ def attention_trials(head_dim: int, device: torch.device) -> Iterator[Trial]:
 
 
 def product_trials(
-    tokens: int, architecture: int, device: torch.device, tables: gpu_chains.Tables
-) -> Iterator[Trial]:
-    """Each model's products, beside PyTorch's; a choice goes into ``tables``."""
-    for hidden, intermediate in gpu_kernels.SIZES:
+    tokens: int, sizes: Sequence[tuple[int, int]], architecture: int, device: torch.device
+) -> Iterator[ProductTrial]:
+    """Each product of layers of these sizes (E, I), by tiles of ours and by PyTorch."""
+    for hidden, intermediate in sizes:
         for op, inputs, outputs in gpu_kernels.products(hidden, intermediate):
             tiles = tiles_for(op, tokens)
-            if not tiles:
-                continue
             case = gpu_kernels.product(op, tokens, inputs, outputs, DTYPE, device)
             timed = _with_tiles(case, tiles, functools.partial(_by_tile, op))
             library = {LIBRARY: case.peers[LIBRARY]}
             timed = dataclasses.replace(timed, peers={**library, **timed.peers})
-            key = (EPILOGUES[op], architecture, outputs, inputs, tokens)  # MEASURED
-            by_name = {repr(tile): tile for tile in tiles}
-            yield Trial(
+            key = (EPILOGUES[op], architecture, outputs, inputs, tokens)
+            yield ProductTrial(
                 timed,
                 lambda name, key=key: f"{key}: {name},",
-                functools.partial(_serve, tables, key, by_name),
+                key,
+                {repr(tile): tile for tile in tiles},
             )
 
 
 def tiles_for(op: str, tokens: int) -> list[GemmTile]:
-    """What may serve an op; partial sums of many tokens are more bytes than they save time."""
-    if EPILOGUES[op] == PARTIALS and tokens > max(FEW_TOKENS):
-        return []
-    return [tile for tile in GEMM_TILES if EPILOGUES[op] in tile.epilogues()]
-
-
-def _serve(
-    tables: gpu_chains.Tables,
-    key: tuple[str, int, int, int, int],
-    by_name: Mapping[str, GemmTile],
-    name: str,
-) -> None:
-    if name in by_name:
-        tables.products[key] = by_name[name]
-    else:
-        tables.products.pop(key, None)
+    """What may serve an op; many tokens have programs enough, and parts would only be bytes."""
+    return [
+        tile
+        for tile in GEMM_TILES
+        if EPILOGUES[op] in tile.epilogues() and (tile.splits == 1 or tokens <= MOST_SPLIT_TOKENS)
+    ]
 
 
 def _by_tile(
-    op: str, x: Tensor, weight: Tensor, bias: Tensor, *rest: Tensor, tile: GemmTile
+    op: str, x: Tensor, weight: Tensor, bias: Tensor, *rest: Any, tile: GemmTile
 ) -> Tensor:
     """The op by our own product, as ``gpu_linear`` serves it."""
     if EPILOGUES[op] != PARTIALS:
@@ -205,25 +234,35 @@ def measure_all(
         OutOfTimeError: It did not suffice.
     """
     device, architecture = torch.device("cuda:0"), capability(torch.cuda.current_device())
-    tables = gpu_chains.Tables(dict(gpu_linear.MEASURED))
+    found, ours = dict(gpu_linear.MEASURED), Products()
 
     def measure_each(trials: Iterator[Trial]) -> None:
         for trial in trials:
             rows = measure(trial, l2_bytes)
             for row in rows:
                 add(row)
-            paste(summary(trial, rows))
-            choice = choose(rows)
-            if choice is not None and choice.changed:
-                trial.serve(choice.name)
+            for line in (summary(trial, rows), trial.note(rows, found, ours)):
+                if line:
+                    paste(line)
             torch.cuda.empty_cache()
 
-    with budget.enforced():
-        for tokens in FEW_TOKENS:
-            measure_each(product_trials(tokens, architecture, device, tables))
-        gpu_chains.measure_all(device, architecture, tables, add, paste)
-        for head_dim in gpu_kernels.HEADS:
-            measure_each(attention_trials(head_dim, device))
-        for tokens in MANY_TOKENS:
-            measure_each(product_trials(tokens, architecture, device, tables))
-        measure_each(row_trials(device))
+    chains = Chains(device, architecture, found, ours, add, paste)
+    try:
+        with budget.enforced():
+            for texts, tokens in CHAINS:
+                measure_each(product_trials(texts * tokens, CHAIN_SIZES, architecture, device))
+                chains.measure(texts, tokens)
+            measure_each(other_trials(architecture, device))
+    finally:
+        chains.close()
+
+
+def other_trials(architecture: int, device: torch.device) -> Iterator[Trial]:
+    """All but what whole models are measured with."""
+    for head_dim in gpu_kernels.HEADS:
+        yield from attention_trials(head_dim, device)
+    for tokens in MANY_TOKENS:
+        yield from product_trials(tokens, CHAIN_SIZES, architecture, device)
+    for tokens in (*(math.prod(shape) for shape in CHAINS), *MANY_TOKENS):
+        yield from product_trials(tokens, OTHER_SIZES, architecture, device)
+    yield from row_trials(device)

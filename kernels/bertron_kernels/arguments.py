@@ -95,12 +95,12 @@ def check_add_layer_norm(
     _check_device(x, residual=residual, bias=bias, weight=weight, norm_bias=norm_bias)
 
 
-def check_partials(partials: Tensor) -> None:
+def check_partials(partials: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
     """Raise ValueError unless ``partials`` are what ``gemm_partials`` gives."""
     _check_rank("partials", partials, "[P, T, E]")
     if len(partials) == 0:
         raise ValueError("partials has shape [0, ...], expected [P, T, E] of at least one part")
-    _check_tensor("partials", partials, tuple(partials.shape), (torch.float32,))
+    _check_tensor("partials", partials, tuple(partials.shape), dtypes)
 
 
 def check_bias_gelu(x: Tensor, bias: Tensor | None, dtypes: tuple[torch.dtype, ...]) -> None:

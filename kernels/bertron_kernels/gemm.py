@@ -1,9 +1,9 @@
 """Matrix product x W^T whose epilogue does what follows it before anything is stored.
 
 Three epilogues: ``bias``; ``gelu``, bias and exact GELU, where cuBLASLt's own has the tanh
-approximation only and the exact one costs another pass over [T, N]; ``partials``, for split-K: the
-inputs are split among programs, each stores its partial sums, and whoever reads them adds
-(``layer_norm``). Which tile serves which shape is ``gpu_linear``'s matter.
+approximation only and the exact one costs another pass over [T, N]; ``partials``, the sums alone,
+or for split-K parts of them: the terms are split among programs, each stores its part, and whoever
+reads them adds (``layer_norm``). Which tile serves which shape is ``gpu_linear``'s matter.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class GemmTile:
 
     def epilogues(self) -> tuple[str, ...]:
         """Those that it can have."""
-        if self.splits > 1:
-            return (PARTIALS,)
-        return (BIAS, GELU) if self.bulk else EPILOGUES
+        return (PARTIALS,) if self.splits > 1 else EPILOGUES
 
 
 M16_N64 = GemmTile(16, 64, 64, num_warps=4, num_stages=4)
@@ -116,6 +114,24 @@ def _place(
 
 
 @triton.jit
+def _start_early(
+    weight_ptr,
+    columns,
+    first_term,
+    NUM_OUTPUTS: tl.constexpr,
+    NUM_INPUTS: tl.constexpr,
+    TERMS: tl.constexpr,
+):
+    """Let the next kernel start, ask for so many terms of these columns' weights, then wait."""
+    let_next_start()
+    LINE: tl.constexpr = 128 * 8 // weight_ptr.dtype.element_ty.primitive_bitwidth
+    starts = tl.minimum(columns, NUM_OUTPUTS - 1) * NUM_INPUTS + first_term
+    for line in range(0, TERMS, LINE):
+        prefetch(weight_ptr + tl.minimum(starts + line, NUM_OUTPUTS * NUM_INPUTS - 1))
+    wait_for_previous()
+
+
+@triton.jit
 def _finish(
     total, bias_ptr, columns, NUM_OUTPUTS: tl.constexpr, EPILOGUE: tl.constexpr, DTYPE: tl.constexpr
 ):
@@ -154,21 +170,14 @@ def _gemm_kernel(
     is_row = rows[:, None] < num_tokens
     is_column = columns < NUM_OUTPUTS
     if OVERLAPS:
-        let_next_start()
-        LINE: tl.constexpr = 128 * 8 // weight_ptr.dtype.element_ty.primitive_bitwidth
-        first_terms = tl.minimum(columns, NUM_OUTPUTS - 1) * NUM_INPUTS
-        if TERMS < NUM_INPUTS:
-            first_terms += tl.program_id(1) * TERMS
-        for line in range(0, TERMS, LINE):
-            at = tl.minimum(first_terms + line, NUM_OUTPUTS * NUM_INPUTS - 1)
-            prefetch(weight_ptr + at)
-        wait_for_previous()
+        first_term = tl.program_id(1) * TERMS if TERMS < NUM_INPUTS else 0
+        _start_early(weight_ptr, columns, first_term, NUM_OUTPUTS, NUM_INPUTS, TERMS)
 
     x_at = x_ptr + rows[:, None].to(tl.int64) * NUM_INPUTS + terms[None, :]
     weight_at = weight_ptr + columns[:, None] * NUM_INPUTS + terms[None, :]
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for first_term in range(0, TERMS, BLOCK_K):
-        if NUM_INPUTS % TERMS == 0:
+        if NUM_INPUTS % TERMS == 0 and NUM_INPUTS > 0:
             x = tl.load(x_at, mask=is_row, other=0.0)  # [BLOCK_M, BLOCK_K]
             weight = tl.load(weight_at, mask=is_column[:, None], other=0.0)  # [BLOCK_N, BLOCK_K]
         else:
@@ -191,6 +200,7 @@ def _gemm_kernel(
 def _bulk_gemm_kernel(
     x_blocks,
     weight_blocks,
+    weight_ptr,
     bias_ptr,
     out_blocks,
     num_tokens,
@@ -205,10 +215,11 @@ def _bulk_gemm_kernel(
     PERSISTENT: tl.constexpr,
 ):
     """The same from descriptors: what lies outside [T, K] or [N, K] is read as 0."""
-    if OVERLAPS:
-        let_next_start()
-        wait_for_previous()
     first = tl.program_id(0)
+    if OVERLAPS:
+        _, column = _place(first, num_tokens, NUM_OUTPUTS, GROUP_M, BLOCK_M, BLOCK_N)
+        columns = column + tl.arange(0, BLOCK_N)
+        _start_early(weight_ptr, columns, 0, NUM_OUTPUTS, NUM_INPUTS, NUM_INPUTS)
     if PERSISTENT:
         tiles = tl.cdiv(num_tokens, BLOCK_M) * ((NUM_OUTPUTS + BLOCK_N - 1) // BLOCK_N)
         for tile in tl.range(first, tiles, tl.num_programs(0), flatten=True):
@@ -304,8 +315,11 @@ def plan_gemm(
         arguments = {
             "x_blocks": TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k]),
             "weight_blocks": TensorDescriptor.from_tensor(weight, [tile.block_n, tile.block_k]),
+            "weight_ptr": weight,
             "bias_ptr": bias,
-            "out_blocks": TensorDescriptor.from_tensor(out, [tile.block_m, tile.block_n]),
+            "out_blocks": TensorDescriptor.from_tensor(
+                out.flatten(0, -2), [tile.block_m, tile.block_n]
+            ),
         }
         constants["PERSISTENT"] = tile.persistent
         if tile.persistent:
@@ -365,17 +379,19 @@ def gemm_partials(x: Tensor, weight: Tensor, tile: GemmTile) -> Tensor:
     Args:
         x: [T, K] fp16, bf16 or fp32, contiguous, on CUDA.
         weight: [N, K] as ``x``.
-        tile: As :func:`gemm`'s, without the copy unit.
+        tile: As :func:`gemm`'s; any has this epilogue.
 
     Returns:
-        [P, T, N] fp32, P at most ``tile.splits``.
+        [P, T, N], P at most ``tile.splits``: fp32 where the tile splits, else the product alone in
+        the dtype of ``x``.
 
     Raises:
         ValueError: As :func:`gemm`.
     """
     _check(x, weight, None, PARTIALS, tile)
     _, parts = split_terms(x.shape[1], tile)
-    out = x.new_empty((parts, x.shape[0], weight.shape[0]), dtype=torch.float32)
+    dtype = torch.float32 if tile.splits > 1 else x.dtype
+    out = x.new_empty((parts, x.shape[0], weight.shape[0]), dtype=dtype)
     if len(x):
         plan_gemm(x, weight, None, out, PARTIALS, tile).run()
     return out

@@ -15,6 +15,9 @@ from bertron_kernels.overlap import let_next_start, overlaps, wait_for_previous
 TILE = RowTile(1024, num_warps=1)
 LONG_ROWS_TILE = RowTile(4096, num_warps=4)
 LONG_ROW, MANY_TOKENS = 1024, 1024
+# Partial sums come from the second cache one after the other unless all are on their way at once,
+# for which a thread has registers where it holds few values of each.
+PARTIALS_VALUES = 8
 
 # What is worth timing on a GPU before TILE is changed.
 CANDIDATES = (
@@ -95,7 +98,8 @@ def plan_add_layer_norm(
     if overlap is None:
         overlap = overlaps(x, num_tokens)
     block_e = next_power_of_2(hidden_size)
-    tile = tile or choose_tile(num_tokens, block_e)
+    parts = len(x) if x.dim() == 3 else 1
+    tile = tile or choose_tile(num_tokens, block_e, parts)
     block_t = max(1, min(8, tile.elements // block_e))
     return Launch(
         kernel=_add_layer_norm_kernel,
@@ -114,7 +118,7 @@ def plan_add_layer_norm(
             "HIDDEN_SIZE": hidden_size,
             "BLOCK_T": block_t,
             "BLOCK_E": block_e,
-            "PARTS": len(x) if x.dim() == 3 else 1,
+            "PARTS": parts,
             "OVERLAPS": overlap,
         },
         num_warps=tile.num_warps,
@@ -122,8 +126,10 @@ def plan_add_layer_norm(
     )
 
 
-def choose_tile(num_tokens: int, block_e: int) -> RowTile:
-    """The tile for so many rows of ``block_e`` elements."""
+def choose_tile(num_tokens: int, block_e: int, parts: int = 1) -> RowTile:
+    """The tile for so many rows of ``block_e`` elements, each a sum of so many parts."""
+    if parts > 1:
+        return RowTile(block_e, min(16, max(1, block_e // (32 * PARTIALS_VALUES))))
     tile = LONG_ROWS_TILE if block_e >= LONG_ROW and num_tokens > MANY_TOKENS else TILE
     if block_e <= tile.elements:
         return tile
@@ -177,7 +183,7 @@ def add_partials_layer_norm(
     """:func:`add_layer_norm` of a matrix product's partial sums, which it adds as it reads them.
 
     Args:
-        partials: [P, T, E] fp32, contiguous, on CUDA: what ``gemm_partials`` gives.
+        partials: [P, T, E] fp16, bf16 or fp32, contiguous, on CUDA: what ``gemm_partials`` gives.
         residual: As :func:`add_layer_norm`'s, like all that follows.
         bias: [E] or None.
         weight: [E].
@@ -188,9 +194,9 @@ def add_partials_layer_norm(
         [T, E] in the dtype of ``weight``.
 
     Raises:
-        ValueError: As :func:`add_layer_norm`, or the partial sums are none, or not fp32.
+        ValueError: As :func:`add_layer_norm`, or there are no partial sums.
     """
-    check_partials(partials)
+    check_partials(partials, KERNEL_DTYPES)
     check_add_layer_norm(partials[0], residual, bias, weight, norm_bias, KERNEL_DTYPES)
     out = torch.empty_like(partials[0], dtype=weight.dtype)
     plan_add_layer_norm(partials, residual, bias, weight, norm_bias, eps, out).run()

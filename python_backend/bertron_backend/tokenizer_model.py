@@ -21,8 +21,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer that the export put beside this model."""
-        # The cores are the encoder's: one thread tokenises 9,000 to 15,000 short texts a second,
-        # while two cores embed 550.
+        # The cores are the encoder's: one thread tokenises many times what they embed.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         settings = TokenizerSettings.from_model_config(json.loads(args["model_config"]))
         path, manifest = checked_file(triton_io.version_directory(args), "tokenizer.json")

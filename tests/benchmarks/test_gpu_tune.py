@@ -4,10 +4,9 @@ import gpu_kernels
 import gpu_tune
 import torch
 from bertron_kernels.gemm import PARTIALS, GemmTile
-from gpu_chains import Tables
 from gpu_kernels import OURS
 from gpu_report import Row
-from gpu_tune import LIBRARY, Choice, Trial
+from gpu_tune import LIBRARY, Choice, ProductTrial, Trial
 
 CPU = torch.device("cpu")
 
@@ -69,12 +68,12 @@ def test_attention_is_tried_at_every_length_class_with_every_tile():
         assert trial.case.shape.endswith(f" x {length}, 12 heads of 64")
 
 
-def products_of(tokens, tables) -> list[Trial]:
-    return list(gpu_tune.product_trials(tokens, 90, CPU, tables))
+def products_of(tokens) -> list[ProductTrial]:
+    return list(gpu_tune.product_trials(tokens, gpu_kernels.SIZES, 90, CPU))
 
 
 def test_every_product_of_a_layer_is_tried_with_every_tile_that_it_can_have():
-    trials = products_of(128, Tables({}))
+    trials = products_of(128)
     assert [(trial.case.op, trial.case.shape) for trial in trials[:4]] == [
         ("linear", "128 x 768 to 2304"),
         ("linear_add_layer_norm", "128 x 768 to 768"),
@@ -89,21 +88,48 @@ def test_every_product_of_a_layer_is_tried_with_every_tile_that_it_can_have():
 
 
 def test_the_sums_of_many_tokens_stay_whole():
-    assert {trial.case.op for trial in products_of(512, Tables({}))} == {"linear", "linear_gelu"}
+    for tokens, is_split in ((256, True), (512, False)):
+        tiles = gpu_tune.tiles_for("linear_add_layer_norm", tokens)
+        assert any(tile.splits > 1 for tile in tiles) == is_split
+        assert any(tile.bulk for tile in tiles)
 
 
-def test_what_is_chosen_serves_the_rest_of_the_run():
-    tables = Tables({})
-    trial = products_of(128, tables)[3]
-    tile = gpu_tune.tiles_for("linear_add_layer_norm", 128)[-1]
-    trial.serve(repr(tile))
-    key = (PARTIALS, 90, 768, 3072, 128)
-    assert tables.products == {key: tile}
-    assert eval("{" + trial.entry(repr(tile)) + "}", vars(gpu_tune) | {"GemmTile": GemmTile}) == {  # noqa: S307
-        key: tile
-    }
-    trial.serve(LIBRARY)
-    assert tables.products == {}
+def noted(trial, found, **times_ms):
+    """The line and both tables after times of the present choice, PyTorch's and two of ours."""
+    first, second = list(trial.tiles)[:2]
+    names = {"present": OURS, "library": LIBRARY, "first": first, "second": second}
+    rows_of_it = [
+        Row("tune", trial.case.op, trial.case.shape, "float16", names[name], times_ms=[ms])
+        for name, ms in times_ms.items()
+    ]
+    ours = {}
+    return trial.note(rows_of_it, found, ours), found, ours
+
+
+def test_the_quickest_tile_of_ours_is_found():
+    trial = products_of(128)[3]
+    first, second = list(trial.tiles.values())[:2]
+    times = {"present": 2.0, "library": 2.0, "first": 1.5, "second": 1.0}
+    assert noted(trial, {}, **times) == ("", {trial.key: second}, {trial.key: second})
+    line = trial.entry(repr(second))
+    assert eval("{" + line + "}", {"GemmTile": GemmTile}) == {trial.key: second}  # noqa: S307
+    assert trial.key == (PARTIALS, 90, 768, 3072, 128)
+    stays = noted(trial, {trial.key: first}, present=1.5, library=2.0, first=1.5, second=1.49)
+    assert stays == ("", {trial.key: first}, {trial.key: second})
+
+
+def test_where_pytorchs_product_is_quicker_ours_is_kept_for_a_whole_chain():
+    trial = products_of(128)[0]
+    first = next(iter(trial.tiles.values()))
+    line, found, ours = noted(trial, {trial.key: first}, present=2.0, library=1.0, first=1.25)
+    assert found == {}
+    assert ours == {trial.key: first}
+    assert line == (f"# for a whole chain: {trial.entry(repr(first))}  # 0.80 x PyTorch's product")
+
+
+def test_a_product_without_a_tile_that_is_right_changes_nothing():
+    trial = products_of(128)[0]
+    assert noted(trial, {}, present=2.0, library=2.0) == ("", {}, {})
 
 
 def test_what_goes_row_by_row_is_tried_with_every_tile():

@@ -26,8 +26,11 @@ SHAPES = {
     "a group of tiles and a row more": (9 * 16 + 1, 16, 80),
     "more terms than parts, the last block short": (17, 584, 40),
     "whole blocks in every part": (3, 512, 40),
+    "no terms": (5, 0, 64),
     "no tokens": (0, 64, 64),
 }
+# On a GPU each is a compilation, which the second dtype hardly changes.
+FEW_SHAPES = ("past a tile everywhere", "more terms than parts, the last block short")
 COMBINATIONS = [
     pytest.param(place, epilogue, id=f"{tile}-{epilogue}")
     for place, tile in enumerate(CANDIDATES)
@@ -38,20 +41,22 @@ COMBINATIONS = [
 # Under the interpreter also float32, which tells a wrong term from rounding; on a GPU, where fp32
 # runs on other units and takes twice the memory, no tile serves it.
 @pytest.mark.parametrize("dtype", TILE_DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("place", "epilogue"), COMBINATIONS)
 def test_every_tile_agrees_with_float64(run_kernel, randn, place, epilogue, shape, dtype):
-    num_tokens, num_inputs, num_outputs = shape
-    if CANDIDATES[place].bulk and num_inputs % 8:
+    num_tokens, num_inputs, num_outputs = SHAPES[shape]
+    if CANDIDATES[place].bulk and (num_inputs % 8 or num_inputs == 0):
         pytest.skip("the copy unit takes whole 16 bytes: refused, as the next test says")
+    if HAS_GPU and dtype == torch.bfloat16 and shape not in FEW_SHAPES:
+        pytest.skip("another dtype, the same code")
     x = randn(num_tokens, num_inputs, dtype=dtype)
     weight = randn(num_outputs, num_inputs, dtype=dtype) * 0.1
     if epilogue == PARTIALS:
         partials = run_kernel("gemm_partials_with_tile", x, weight, place)
         exact = gemm_reference(x.double(), weight.double(), None, epilogue)
-        assert partials.dtype == torch.float32
+        assert partials.dtype == (torch.float32 if CANDIDATES[place].splits > 1 else dtype)
         assert len(partials) == split_terms(num_inputs, CANDIDATES[place])[1]
-        out, gate = partials.sum(0), GATES[torch.float32]
+        out, gate = partials.sum(0), GATES[partials.dtype]
     else:
         bias = randn(num_outputs, dtype=dtype)
         out = run_kernel("gemm_with_tile", x, weight, bias, epilogue, place)
@@ -90,12 +95,7 @@ def test_the_copy_unit_refuses_rows_of_no_whole_16_bytes(run_kernel):
 
 def test_a_tile_refuses_an_epilogue_that_it_has_not(run_kernel):
     x, weight, bias = torch.zeros(4, 64), torch.zeros(64, 64), torch.zeros(64)
-    bulk, split = (
-        next(place for place, tile in enumerate(CANDIDATES) if has_it(tile))
-        for has_it in (lambda tile: tile.bulk, lambda tile: tile.splits > 1)
-    )
-    with pytest.raises(ValueError, match="epilogue is 'partials', without a bias, expected one of"):
-        run_kernel("gemm_partials_with_tile", x, weight, bulk)
+    split = next(place for place, tile in enumerate(CANDIDATES) if tile.splits > 1)
     with pytest.raises(ValueError, match="epilogue is 'gelu', with a bias, expected one of parti"):
         run_kernel("gemm_with_tile", x, weight, bias, GELU, split)
     with pytest.raises(ValueError, match="epilogue is 'partials', with a bias"):

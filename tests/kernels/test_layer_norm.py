@@ -76,8 +76,8 @@ def test_wrong_partial_sums_are_named(run_kernel, refused):
         run_kernel("add_partials_layer_norm", torch.zeros(0, 4, 64), None, row, row, row, EPS)
     with refused(r"partials has shape \[4, 64\], expected \[P, T, E\]"):
         run_kernel("add_partials_layer_norm", torch.zeros(4, 64), None, row, row, row, EPS)
-    with refused("partials has dtype torch.float16, expected torch.float32"):
-        run_kernel("add_partials_layer_norm", torch.zeros(2, 4, 64).half(), None, *[row] * 3, EPS)
+    with refused("partials has dtype torch.float64, expected torch.float16, torch.bfloat16, to"):
+        run_kernel("add_partials_layer_norm", torch.zeros(2, 4, 64).double(), None, *[row] * 3, EPS)
     with refused(r"residual has shape \[3, 64\], expected \[4, 64\]"):
         run_kernel(
             "add_partials_layer_norm", torch.zeros(2, 4, 64), row.expand(3, 64), *[row] * 3, EPS
@@ -92,6 +92,13 @@ def test_a_tile_holds_the_row_and_few_values_a_thread(num_tokens, block_e):
     assert tile.elements / tile.num_warps == 1024
     if block_e < 1024 or (block_e == 1024 and num_tokens <= 1024):
         assert tile == RowTile(1024, 1)
+
+
+@pytest.mark.parametrize(
+    ("block_e", "num_warps"), [(16, 1), (512, 2), (1024, 4), (4096, 16), (8192, 16)]
+)
+def test_a_row_of_partial_sums_is_a_program_of_few_values_a_thread(block_e, num_warps):
+    assert choose_tile(128, block_e, parts=4) == RowTile(block_e, num_warps)
 
 
 @pytest.mark.parametrize("has_residual", [False, True])
