@@ -60,6 +60,7 @@ class AsyncClient(BaseClient):
         url: As for ``Client``, and so are all other arguments.
 
     Raises:
+        TypeError: An argument of a type that cannot be meant.
         ValueError: An argument that no server could make right.
         OSError: A file that ``tls`` names cannot be read.
     """
@@ -192,7 +193,7 @@ class AsyncClient(BaseClient):
             call = self._call(CLOSE_TIMEOUT_S)
             self._is_closed = True
             await self._run(self._flows.close(), call)
-        await self._transport.close()
+        await _awaited(self._transport.close())
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -242,8 +243,7 @@ class AsyncClient(BaseClient):
         return await self._perform(step, call)
 
     async def _perform(self, operation: Operation, call: Call) -> Any:
-        result = self._transport.perform(operation, call)
-        return await result if inspect.isawaitable(result) else result  # a blocking test double
+        return await _awaited(self._transport.perform(operation, call))
 
     async def _do_together(self, step: Together, call: Call) -> None:
         """Run all flows, a bounded number at a time."""
@@ -299,6 +299,11 @@ class AsyncClient(BaseClient):
                     yield embedding
         finally:
             await _cancelled(running)
+
+
+async def _awaited(result: Any) -> Any:
+    """What a transport gives; a blocking one, such as a test double, has nothing to await."""
+    return await result if inspect.isawaitable(result) else result
 
 
 async def _all_or_none(tasks: "List[asyncio.Future[None]]") -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Mapping, Optional
 
+import numpy as np
+
+from ._arguments import check_type, checked_whole_number
 from ._call import Call, checked_timeout_s
 from ._flows import Flows
 from ._retry import RetryPolicy
@@ -43,13 +46,19 @@ class BaseClient:
         self._url: Url = parse_url(url)
         if not model or not isinstance(model, str):
             raise ValueError(f"model is {model!r}, a name is wanted")
-        if max_requests_in_flight < 1:
-            raise ValueError(
-                f"max_requests_in_flight is {max_requests_in_flight}, it must be at least 1"
+        in_flight = checked_whole_number("max_requests_in_flight", max_requests_in_flight)
+        if in_flight < 1:
+            raise ValueError(f"max_requests_in_flight is {in_flight}, it must be at least 1")
+        check_type("retry", retry, "a RetryPolicy or None", RetryPolicy, type(None))
+        check_type("shared_memory", shared_memory, "True or False", bool, np.bool_)
+        if transport is not None and not hasattr(transport, "perform"):
+            raise TypeError(
+                f"transport is {type(transport).__name__}, an object with the method perform or "
+                "None is wanted"
             )
         self._model = model
         self._timeout_s = checked_timeout_s(timeout_s)
-        self._max_requests_in_flight = max_requests_in_flight
+        self._max_requests_in_flight = in_flight
         self._flows = Flows(
             str(self._url), model, retry or RetryPolicy(), _regions() if shared_memory else None
         )

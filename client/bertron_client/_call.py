@@ -22,8 +22,11 @@ def checked_timeout_s(timeout_s: float, name: str = "timeout_s") -> float:
     """Return ``timeout_s`` as a float.
 
     Raises:
+        TypeError: Not a number.
         ValueError: Not a number of seconds that a call can take.
     """
+    if isinstance(timeout_s, bool) or not hasattr(timeout_s, "__float__"):
+        raise TypeError(f"{name} is {timeout_s!r}, a number of seconds is wanted")
     seconds = float(timeout_s)
     if math.isnan(seconds) or not 0 < seconds <= MAX_TIMEOUT_S:
         raise ValueError(

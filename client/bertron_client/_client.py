@@ -57,6 +57,7 @@ class Client(BaseClient):
         transport: What carries the operations instead, such as ``testing.MockTransport``.
 
     Raises:
+        TypeError: An argument of a type that cannot be meant.
         ValueError: An argument that no server could make right.
         OSError: A file that ``tls`` names cannot be read.
     """
@@ -124,7 +125,8 @@ class Client(BaseClient):
                 ``normalize``. None keeps all.
             is_pretokenized: Each text is a list of tokens, which are looked up in the vocabulary
                 as they stand; special tokens are added.
-            progress: True shows a bar of tqdm's; a function is told of texts done since last.
+            progress: True shows a bar of tqdm's; a function is told of texts done since last;
+                False or None show nothing.
             timeout_s: The whole call, from when the texts are at hand; None takes the client's.
 
         Raises:
@@ -136,7 +138,7 @@ class Client(BaseClient):
             ModelNotFoundError: The server has no such model.
             ServerError: The server failed.
             ProtocolError: The answer was not a right one.
-            TypeError: ``texts`` is a single str, or not iterable.
+            TypeError: ``texts`` is a single str, or not iterable; ``normalize`` is no bool.
             ValueError: ``dimensions`` is more than the vectors have.
         """
         options = TextOptions(truncate, is_pretokenized, normalize, dimensions)

@@ -78,7 +78,7 @@ class ProtocolError(BertronError):
 _OVERLOADED = re.compile(
     r"maximum queue size|request timeout expired|the server is overloaded", re.IGNORECASE
 )
-_RESTRICTED = re.compile(r"protocol is restricted", re.IGNORECASE)
+RESTRICTED = re.compile(r"(API|protocol) is restricted", re.IGNORECASE)  # over HTTP, over gRPC
 _UNKNOWN_MODEL = re.compile(r"unknown model", re.IGNORECASE)
 _ENSEMBLE_PREFIX = re.compile(r"^in ensemble '[^']*', ")
 
@@ -97,7 +97,7 @@ def error_from_server(
     if issubclass(kind, ServerUnavailableError):
         if _OVERLOADED.search(message):
             kind = OverloadedError
-        elif _RESTRICTED.search(message):
+        elif RESTRICTED.search(message):
             kind = AuthenticationError
     elif issubclass(kind, InvalidInputError) and _UNKNOWN_MODEL.search(message):
         kind = ModelNotFoundError  # status 400 in some versions of Triton server

@@ -41,6 +41,8 @@ from ._answers import (
 )
 from ._call import Call
 from ._exceptions import (
+    RESTRICTED,
+    AuthenticationError,
     BertronError,
     DeadlineExceededError,
     InvalidInputError,
@@ -53,7 +55,7 @@ from ._exceptions import (
 from ._models import Embeddings, TokenizedText
 from ._planning import Batch, plan_batches
 from ._retry import RetryPolicy
-from ._shared_memory import Layout, Regions
+from ._shared_memory import Layout, Region, Regions
 from ._texts import TextOptions, Texts
 from ._vectors import checked_dimensions, cut_and_normalize
 from ._wire import operations
@@ -282,8 +284,7 @@ class Flows:
         try:
             placed = layout.put(region)
             if not region.is_registered:
-                yield operations.RegisterRegion(region.name, region.key, region.byte_size)
-                region.is_registered = True
+                yield from self._register(region)
             try:
                 outputs = layout.take((yield placed), region)
             except (InvalidInputError, OverloadedError, ServerError) as error:
@@ -299,6 +300,18 @@ class Flows:
                 regions.release(region)
             else:
                 regions.abandon(region, call.left_s)
+
+    def _register(self, region: Region) -> Flow:
+        try:
+            yield operations.RegisterRegion(region.name, region.key, region.byte_size)
+        except AuthenticationError as error:
+            if not RESTRICTED.search(str(error)):  # a token is missing, say
+                raise
+            raise AuthenticationError(
+                "the server does not let clients register shared memory; start it with "
+                f"`bertron serve --shared-memory`, or leave out shared_memory=True ({self.where})"
+            ) from error
+        region.is_registered = True
 
     def close(self) -> Flow:
         """Give back what the server keeps for this client."""

@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import Callable, Iterator, Union
 
-ProgressOption = Union[bool, Callable[[int], object]]
+ProgressOption = Union[bool, None, Callable[[int], object]]
 
 
 @contextmanager
@@ -14,14 +14,14 @@ def progress_of(progress: ProgressOption, total: int) -> Iterator[Callable[[int]
     """Give a function that takes the number of texts done since its last call.
 
     Args:
-        progress: False for none, True for a bar of tqdm's, or a function of the caller's own. It
-            is called by one thread at a time.
+        progress: False or None for none, True for a bar of tqdm's, or a function of the caller's
+            own. It is called by one thread at a time.
         total: Texts in all.
 
     Raises:
         ImportError: A bar is wanted and tqdm is not installed.
     """
-    if progress is False:
+    if not (progress or callable(progress)):
         yield _ignore
         return
     lock = threading.Lock()

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Iterable, List, Optional, Sequence
 
+import numpy as np
+
+from ._arguments import check_type
 from ._exceptions import InvalidInputError
 from ._inputs import collect_texts, encode_texts, encode_tokens
 from ._planning import check_lengths
@@ -26,6 +29,9 @@ class TextOptions:
             raise InvalidInputError(
                 f"truncate is {self.truncate!r}, one of {', '.join(TRUNCATE_CHOICES)} is wanted"
             )
+        check_type("is_pretokenized", self.is_pretokenized, "True or False", bool, np.bool_)
+        kinds = bool, np.bool_, type(None)
+        check_type("normalize", self.normalize, "True, False or None", *kinds)
 
 
 class Texts:

@@ -6,12 +6,13 @@ B vectors of E components, [B, E] float32 in C order, all finite.
 from __future__ import annotations
 
 import base64
-import operator
 from dataclasses import dataclass
 from typing import List, Optional
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ._arguments import checked_whole_number
 
 _INT8_LARGEST = 127  # and not -128, so that a vector and its negative have the same codes
 _FLOAT16_LARGEST = 65504.0
@@ -151,9 +152,7 @@ def checked_dimensions(dimensions: int, size: int) -> int:
         TypeError: It is not a whole number.
         ValueError: It is not between 1 and ``size``.
     """
-    if isinstance(dimensions, bool) or not hasattr(dimensions, "__index__"):
-        raise TypeError(f"dimensions is {dimensions!r}, a whole number is wanted")
-    kept = operator.index(dimensions)
+    kept = checked_whole_number("dimensions", dimensions)
     if not 1 <= kept <= size:
         raise ValueError(f"dimensions is {kept}, the vectors have {size}; 1 to {size} is wanted")
     return kept

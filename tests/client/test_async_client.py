@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 from bertron_client import AsyncClient, Client, DeadlineExceededError, InvalidInputError
+from bertron_client.testing import MockTransport
 from fake_triton_model import vector_of, vectors_of
 
 
@@ -223,5 +224,13 @@ def test_clients_of_both_kinds_at_once(server, protocol):
                         assert_right(client, texts),
                     )
                     np.testing.assert_array_equal(rows, vectors_of(texts))
+
+    asyncio.run(check())
+
+
+def test_a_blocking_transport_serves_and_closes():
+    async def check():
+        async with AsyncClient("http://mock", transport=MockTransport(embedding_size=8)) as client:
+            assert (await client.embed(["a", "b"])).shape == (2, 8)
 
     asyncio.run(check())

@@ -103,11 +103,43 @@ def test_a_proxy_that_fails(request, server, proxy, open_client, is_secure, faul
     assert len(client.embed(["a"])) == 1
 
 
-def test_no_proxy_there(server, open_client):
-    client = open_client(server.http_url, proxy=closed_port_url("http"), retry=NEVER)
-    with pytest.raises(ServerUnavailableError):
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_no_proxy_there_is_said_of_the_proxy(request, server, open_client, is_secure):
+    if is_secure:
+        server = request.getfixturevalue("secure_server")
+    tls = request.getfixturevalue("trusting") if is_secure else None
+    address = closed_port_url("http").partition("://")[2]
+    client = open_client(server.http_url, proxy=f"http://us:secret@{address}", tls=tls, retry=NEVER)
+    with pytest.raises(
+        ServerUnavailableError, match=rf"^the proxy {address}: .*([Rr]efused|Connect call failed)"
+    ) as caught:
         client.embed(["a"])
+    assert server.http_url in str(caught.value)
+    assert "secret" not in str(caught.value)
     assert not server.behaviour.arrivals
+
+
+def test_an_unknown_proxy_is_named(server, open_client):
+    proxy = "http://no-such-host.invalid:1"
+    client = open_client(server.http_url, proxy=proxy, retry=NEVER, timeout_s=5)
+    with pytest.raises((ServerUnavailableError, DeadlineExceededError)) as caught:
+        client.embed(["a"])
+    if isinstance(caught.value, ServerUnavailableError):  # else the look-up itself hung
+        assert "the proxy no-such-host.invalid:1: " in str(caught.value)
+
+
+def test_a_proxy_that_is_slow_to_open_a_tunnel_is_named(
+    secure_server, trusting, proxy, open_client
+):
+    client = open_client(
+        secure_server.http_url, proxy=proxy.url, tls=trusting, retry=NEVER, connect_timeout_s=0.2
+    )
+    proxy.fault = "hangs"
+    address = proxy.url.partition("://")[2]
+    with pytest.raises(
+        ServerUnavailableError, match=rf"no connection through the proxy {address} within 0\.2 s"
+    ):
+        client.embed(["a"], timeout_s=5)
 
 
 def test_no_server_behind_the_proxy(proxy, trusting, open_client):

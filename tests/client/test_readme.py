@@ -1,11 +1,16 @@
 """Every Python example of the client's README runs, against a server on loopback."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+from bertron_client import Client
 
 README = (Path(__file__).parents[2] / "client" / "README.md").read_text(encoding="utf-8")
+METHODS = dict(
+    re.findall(r"^\| `(\w+)(\(.*?\))` \| ", README.partition("**Texts**")[0], re.MULTILINE)
+)
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -26,3 +31,10 @@ def test_every_public_name_is_in_the_readme():
 
     missing = [name for name in bertron_client.__all__ if name not in README]
     assert missing == ["BinaryVectors", "Int8Vectors"]  # shown by what makes them
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_shown_with_the_arguments_that_it_takes(name):
+    _, *parameters = inspect.signature(getattr(Client, name)).parameters.values()
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in parameters]
+    assert METHODS[name] == str(inspect.Signature(bare)).replace("'", '"')

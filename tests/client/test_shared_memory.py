@@ -124,8 +124,11 @@ def test_a_server_that_does_not_allow_it_says_so(server, protocol, open_client):
     before = files()
     retry = RetryPolicy(max_retries=0)
     client = open_client(server.url(protocol), shared_memory=True, retry=retry)
-    with pytest.raises(AuthenticationError, match="is restricted"):
+    words = "does not let clients register shared memory; .*`bertron serve --shared-memory`"
+    with pytest.raises(AuthenticationError, match=words) as caught:
         client.embed(["a"])
+    assert f"model 'text_embedding' at {server.url(protocol)}" in str(caught.value)
+    assert "is restricted" in str(caught.value.__cause__)  # the server's own words
     assert not {name for name in files() - before if name.startswith("psm_")}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Optional, Protocol
 from urllib.parse import urlsplit
 
+from .._arguments import check_type
 from .._call import Call
 from .._tls import Tls
 from .._wire.operations import Operation
@@ -131,9 +132,14 @@ def make_options(
     """Check what the user chose, and put it together.
 
     Raises:
+        TypeError: A choice of a type that cannot be meant.
         ValueError: A choice that does not go with the others, or that no server could make right.
         OSError: A file that ``tls`` names cannot be read.
     """
+    check_type("headers", headers, "a mapping of str to str or None", Mapping, type(None))
+    check_type("token", token, "a str or None", str, type(None))
+    check_type("tls", tls, "a Tls or None", Tls, type(None))
+    check_type("proxy", proxy, "a url as str or None", str, type(None))
     if compression not in (None, "gzip"):
         raise ValueError(f"compression is {compression!r}, 'gzip' or None is wanted")
     if tls is not None and not url.is_secure:
@@ -153,7 +159,11 @@ def make_options(
 
 def _checked_headers(headers: Optional[Mapping[str, str]], token: Optional[str]) -> Dict[str, str]:
     """The headers of every request, names in lower case."""
-    lowered = {str(name).lower(): str(value) for name, value in (headers or {}).items()}
+    lowered = {}
+    for name, value in (headers or {}).items():
+        check_type("a name in headers", name, "a str", str)
+        check_type(f"the value of header {name!r}", value, "a str", str)
+        lowered[name.lower()] = value
     if token is not None:
         if "authorization" in lowered:
             raise ValueError("token and an authorization header are given, one of them is wanted")

@@ -24,6 +24,7 @@ from .http1 import AnswerParser
 from .http_faults import (
     TIMEOUTS,
     StaleConnectionError,
+    blamed_on,
     connect_fault,
     fault_of,
     tunnel_fault,
@@ -184,7 +185,8 @@ class HttpTransport:
         timeout_s = self._options.connect_timeout_s
         connecting = call.limited(timeout_s)
         try:
-            sock = _open(route.host, route.port, connecting)
+            with blamed_on(route.proxy, call):
+                sock = _open(route.host, route.port, connecting)
             try:
                 if route.tunnel_request is not None:
                     _open_tunnel(sock, route.tunnel_request, connecting)
@@ -195,7 +197,7 @@ class HttpTransport:
                 sock.close()
                 raise
         except TIMEOUTS as error:
-            raise connect_fault(route.host, route.port, timeout_s, call) from error
+            raise connect_fault(route, timeout_s, call) from error
         return _Connection(sock)
 
 

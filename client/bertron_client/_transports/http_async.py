@@ -19,6 +19,7 @@ from .http1 import AnswerParser
 from .http_faults import (
     TIMEOUTS,
     StaleConnectionError,
+    blamed_on,
     connect_fault,
     fault_of,
     tunnel_fault,
@@ -198,14 +199,15 @@ class AsyncHttpTransport:
             self._farewell = at_end_of_loop(self._drop_idle)
         try:
             async with deadline_of(connecting):
-                connection = await _open(route.host, route.port, connecting)
+                with blamed_on(route.proxy, call):
+                    connection = await _open(route.host, route.port, connecting)
                 try:
                     await self._prepare(connection, connecting)
                 except BaseException:
                     connection.abort()
                     raise
         except DeadlineExceededError as error:
-            raise connect_fault(route.host, route.port, timeout_s, call) from error
+            raise connect_fault(route, timeout_s, call) from error
         return connection
 
     async def _prepare(self, connection: _Connection, call: Call) -> None:

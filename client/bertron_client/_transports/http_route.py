@@ -19,6 +19,7 @@ class Route:
     Attributes:
         host: To connect to, the server's or the proxy's.
         port: The same.
+        proxy: ``host:port`` of the proxy, without its password; None where the way is direct.
         ssl_context: To wrap the connection with, or None.
         tunnel_request: What opens a tunnel through the proxy, or None where none is needed.
     """
@@ -31,11 +32,13 @@ class Route:
         self._headers = {"host": url.netloc, **options.headers}
         self._target_prefix = ""
         self.host, self.port = url.host, url.port
+        self.proxy: Optional[str] = None
         self.tunnel_request: Optional[bytes] = None
         proxy = _proxy_url(options.proxy, url)
         if proxy is None:
             return
         self.host, self.port, proxy_headers = _read_proxy(proxy)
+        self.proxy = Url("http", self.host, self.port).netloc
         if url.is_secure:
             headers = {"host": url.netloc, **proxy_headers}
             self.tunnel_request = request_head("CONNECT", url.netloc, headers)

@@ -66,6 +66,7 @@ class BertClient:
 
     Raises:
         AttributeError: Another ``output_fmt``.
+        TypeError: An argument of a type that cannot be meant.
         ValueError: An argument that no server could make right.
     """
 

@@ -58,7 +58,7 @@ def read_batch(texts: Any, *, is_tokenized: bool) -> Batch:
         parts.append(
             Part(paired, [both[row][0] for row in paired], [both[row][1] for row in paired])
         )
-    return Batch(len(texts), is_tokenized, tuple(parts))
+    return Batch(len(texts), bool(is_tokenized), tuple(parts))
 
 
 def with_batch_index(error: InvalidInputError, part: Part) -> InvalidInputError:
