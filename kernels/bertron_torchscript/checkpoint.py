@@ -23,6 +23,9 @@ ARCHITECTURES = {
     "distilbert": "distilbert",
 }
 
+# Of an EncoderConfig's whole numbers; the others are sizes.
+MAY_BE_ZERO = ("num_layers", "position_offset", "type_vocab_size", "pad_token_id")
+
 # What the hub must bring; a directory may hold much more.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*/config.json"]
 
@@ -174,6 +177,7 @@ def encoder_config(raw: dict[str, Any], path: Path) -> EncoderConfig:
         )
     except KeyError as error:
         raise ExportError(f"{path}: {error.args[0]} is missing") from None
+    _check_numbers(config, path)
     if architecture == "roberta":
         # Positions start after the padding index: transformers, create_position_ids_from_input_ids.
         offset = config.pad_token_id + 1
@@ -182,6 +186,23 @@ def encoder_config(raw: dict[str, Any], path: Path) -> EncoderConfig:
         )
     _check_supported(raw, config, path)
     return config
+
+
+def _check_numbers(config: EncoderConfig, path: Path) -> None:
+    """What is computed with must be numbers that a model can have; names are EncoderConfig's."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type == "int":
+            least = 0 if field.name in MAY_BE_ZERO else 1
+            is_right = type(value) is int and value >= least
+            expected = f"a whole number of at least {least}"
+        elif field.type == "float":
+            is_right = type(value) in (int, float) and value > 0
+            expected = "a number above 0"
+        else:
+            continue
+        if not is_right:
+            raise ExportError(f"{path}: {field.name} is {value!r}, expected {expected}")
 
 
 def _check_supported(raw: dict[str, Any], config: EncoderConfig, path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from bertron_torchscript.quantization import quantize, with_stretches
 from bertron_torchscript.repository import (
     DEFAULT_GPU_DTYPE,
     GPU_DTYPES,
+    check_free,
     model_names,
     write_configs,
 )
@@ -31,6 +33,8 @@ from bertron_torchscript.weights import map_weights, read_safetensors
 # int8: products of int8 weights, everything else bfloat16.
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 TOKENIZER_FILE = "tokenizer.json"
+STAGING_PREFIX = ".export-"
+SWEPT_AFTER_S = 60  # a directory that was made just now may not be locked yet
 
 
 def export(
@@ -75,6 +79,7 @@ def export(
     dtype = dtype or "float32"
     if dtype not in DTYPES:
         raise ExportError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+    check_free(model_repository, model_names(name))
     progress(f"reading {source}")
     checkpoint = read_checkpoint(
         source, called=called, pooling=pooling, normalize=normalize, max_tokens=max_tokens
@@ -234,15 +239,23 @@ def _own_version() -> str:
 
 @contextlib.contextmanager
 def _staging(model_repository: Path) -> Iterator[Path]:
-    """A directory beside the target, so that the final step is a rename; always removed."""
+    """A directory from which the final step is a rename; always removed.
+
+    Beside the repository where that is possible: Triton server, started meanwhile or after an
+    export was killed, takes every directory inside for a model. What killed exports have left is
+    removed by the next.
+    """
     existed = model_repository.is_dir()
     try:
         model_repository.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=model_repository))
+        place = _staging_place(model_repository)
+        _sweep({place, model_repository})
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=place))
     except OSError as error:
         raise ExportError(f"{model_repository} cannot be written: {error.strerror}") from error
     try:
-        yield staging
+        with _locked(staging):
+            yield staging
     except OSError as error:  # a full disk, above all
         raise ExportError(f"{error.filename or staging}: {error.strerror or error}") from error
     finally:
@@ -250,6 +263,43 @@ def _staging(model_repository: Path) -> Iterator[Path]:
         if not existed:
             with contextlib.suppress(OSError):  # not empty: the export succeeded
                 model_repository.rmdir()
+
+
+def _staging_place(model_repository: Path) -> Path:
+    """The repository's own parent, unless that is another file system or not ours to write."""
+    parent = model_repository.resolve().parent
+    is_same = parent.stat().st_dev == model_repository.stat().st_dev
+    return parent if is_same and os.access(parent, os.W_OK | os.X_OK) else model_repository
+
+
+def _sweep(places: set[Path]) -> None:
+    """Remove what exports that were killed have left in ``places``."""
+    for left in (path for place in places for path in place.glob(f"{STAGING_PREFIX}*")):
+        with contextlib.suppress(OSError):  # another export's, which has just ended
+            if time.time() - left.stat().st_mtime > SWEPT_AFTER_S:
+                with _locked(left) as is_ours:
+                    if is_ours:
+                        shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Whether the directory's lock was free; it is held until this ends, or the process does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing is locked, and nothing swept
+        yield False
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 def _install(

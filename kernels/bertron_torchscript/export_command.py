@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from bertron_torchscript.checkpoint import POOLING_MODES
@@ -66,20 +69,21 @@ def run(args: argparse.Namespace) -> int:
     try:
         from bertron_torchscript.export import export
 
-        manifest = export(
-            args.source,
-            args.model_repository,
-            name=args.name,
-            called=args.called,
-            pooling=args.pooling,
-            normalize=args.normalize,
-            pooling_layer=args.pooling_layer,
-            dtype=args.dtype,
-            max_tokens=args.max_tokens,
-            calibration=_lines(args.calibration),
-            expected_sha256=args.sha256,
-            progress=lambda message: _say(f"  {message}"),
-        )
+        with _ended_by_sigterm():
+            manifest = export(
+                args.source,
+                args.model_repository,
+                name=args.name,
+                called=args.called,
+                pooling=args.pooling,
+                normalize=args.normalize,
+                pooling_layer=args.pooling_layer,
+                dtype=args.dtype,
+                max_tokens=args.max_tokens,
+                calibration=_lines(args.calibration),
+                expected_sha256=args.sha256,
+                progress=lambda message: _say(f"  {message}"),
+            )
     except ExportError as error:
         _say(f"bertron export: {error}")
         return 1
@@ -93,6 +97,16 @@ def run(args: argparse.Namespace) -> int:
     if (hint := quicker_dtype(manifest.dtype)) is not None:
         _say(hint)
     return 0
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what runs as Ctrl-C does: what was begun is removed."""
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def quicker_dtype(dtype: str) -> str | None:

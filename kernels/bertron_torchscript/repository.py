@@ -13,9 +13,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from bertron_torchscript.errors import ExportError
 from bertron_torchscript.manifest import Manifest
 
 STEPS = ("tokenizer", "bert", "text_embedding")
+# A directory of the repository, a part of URLs, and of a shell line of Triton server's.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 # What `gpu_dtype` of `bert` may say. float16: as quick as bfloat16, and more exact where nothing
 # overflows, which the server tries before it is ready.
 GPU_DTYPES = ("float16", "bfloat16", "float32")
@@ -30,10 +33,39 @@ def template_directory() -> Path:
 
 
 def model_names(name: str | None) -> dict[str, str]:
-    """Triton's name of each step: the defaults, or NAME_tokenizer, NAME_bert and NAME."""
+    """Triton's name of each step: the defaults, or NAME_tokenizer, NAME_bert and NAME.
+
+    Raises:
+        ExportError: It can be no model's name.
+    """
     if name is None:
         return {step: step for step in STEPS}
+    if not NAME.fullmatch(name):
+        raise ExportError(
+            f"--name {name!r} cannot be a model's: at most 100 ASCII letters, digits, '_', '.' and "
+            "'-', the first a letter, a digit or '_'"
+        )
     return {"tokenizer": f"{name}_tokenizer", "bert": f"{name}_bert", "text_embedding": name}
+
+
+def check_free(repository: Path, names: Mapping[str, str]) -> None:
+    """Refuse names under which the repository has something else: the old export goes, no other.
+
+    Raises:
+        ExportError: An ensemble would take the place of a model that another one needs, or such a
+            model that of an ensemble.
+    """
+    for step, model in names.items():
+        config = repository / model / "config.pbtxt"
+        if not config.is_file():
+            continue
+        is_ensemble = 'platform: "ensemble"' in config.read_text(encoding="utf-8")
+        if is_ensemble != (step == "text_embedding"):
+            kind = "an ensemble" if is_ensemble else "a model that an ensemble needs"
+            raise ExportError(
+                f"{repository / model} is {kind} already: choose another --name than "
+                f"{names['text_embedding']}"
+            )
 
 
 def manifest_parameters(manifest: Manifest) -> dict[str, str]:

@@ -116,11 +116,15 @@ def tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> list[list[int]]:
     """The checkpoint's own token ids of each text, cut at its limit.
 
     Raises:
-        ExportError: The tokenizer does not belong to the model, or gives a text no tokens.
+        ExportError: The tokenizer cannot be read, does not belong to the model, or gives a text
+            no tokens.
     """
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+    try:
+        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ExportError(f"{checkpoint.tokenizer_file}: no tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(checkpoint.max_tokens_per_text)
     token_ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]

@@ -124,3 +124,21 @@ def test_a_directory_that_does_not_exist_is_not_looked_up_on_the_hub():
 def test_a_missing_size_is_named():
     with pytest.raises(ExportError, match="hidden_size is missing"):
         encoder_config({"model_type": "bert", "vocab_size": 3}, Path("config.json"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": "48"}, "hidden_size is '48', expected a whole number of at least 1"),
+        ({"hidden_size": 48.0}, r"hidden_size is 48\.0, expected a whole number of at least 1"),
+        ({"num_attention_heads": 0}, "num_heads is 0, expected a whole number of at least 1"),
+        ({"num_hidden_layers": None}, "num_layers is None, expected a whole number of at least 0"),
+        ({"vocab_size": True}, "vocab_size is True, expected a whole number of at least 1"),
+        ({"type_vocab_size": -1}, "type_vocab_size is -1, expected a whole number of at least 0"),
+        ({"layer_norm_eps": "1e-12"}, "layer_norm_eps is '1e-12', expected a number above 0"),
+    ],
+)
+def test_a_size_that_no_model_has_is_named(directory, fields, message):
+    edit_json(directory / "config.json", **fields)
+    with pytest.raises(ExportError, match=rf"config\.json: {message}"):
+        read_checkpoint(str(directory))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bertron_kernels import implementation
+from bertron_torchscript import export as export_module
 from bertron_torchscript import verification
 from bertron_torchscript.bert import LINEARS
 from bertron_torchscript.errors import ExportError, ManifestError
@@ -181,4 +182,55 @@ def test_an_unexpected_hash_stops_the_command_with_one_line(source, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("bertron export: ")
     assert last.endswith("expected 00")
+    assert not (tmp_path / "models").exists()
+
+
+def test_two_exports_at_a_time_leave_each_other_alone(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "SWEPT_AFTER_S", 0)
+    place = tmp_path / "place"
+    with export_module._staging(place / "models") as first:
+        with export_module._staging(place / "models") as second:
+            assert first.is_dir()
+            assert second.is_dir()
+            assert list((place / "models").iterdir()) == []
+        assert first.is_dir()
+    assert list(place.iterdir()) == []
+
+
+def test_where_the_parent_is_not_ours_the_repository_itself_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module.os, "access", lambda *_: False)
+    with export_module._staging(tmp_path / "models") as staging:
+        assert staging.parent == tmp_path / "models"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../x", "n/m", "a b", "x;y", "ü", ".hidden", "-x", "x" * 101, "a\nb"]
+)
+def test_a_name_that_no_model_can_have_is_refused(source, tmp_path, name):
+    with pytest.raises(ExportError, match="cannot be a model's: at most 100 ASCII letters"):
+        export(str(source), tmp_path / "models", name=name)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_name_never_takes_the_place_of_another_model(source, tmp_path):
+    repository = tmp_path / "models"
+    export(str(source), repository)
+    export(str(source), repository, name="news")
+    before = {path: path.read_bytes() for path in repository.rglob("config.pbtxt")}
+    for name, taken in [("bert", "bert"), ("news_tokenizer", "news_tokenizer")]:
+        with pytest.raises(ExportError, match=f"{taken} is a model that an ensemble needs already"):
+            export(str(source), repository, name=name)
+    assert {path: path.read_bytes() for path in repository.rglob("config.pbtxt")} == before
+    export(str(source), repository, name="news")  # its own place it may take
+    export(str(source), tmp_path / "others", name="legal_bert")
+    with pytest.raises(ExportError, match=r"legal_bert is an ensemble already.* than legal"):
+        export(str(source), tmp_path / "others", name="legal")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"version": "1.0", "model": {', ""])
+def test_a_damaged_tokenizer_is_named(source, tmp_path, content):
+    damaged = shutil.copytree(source, tmp_path / "damaged")
+    (damaged / "tokenizer.json").write_text(content)
+    with pytest.raises(ExportError, match=r"tokenizer\.json: no tokenizer: "):
+        export(str(damaged), tmp_path / "models")
     assert not (tmp_path / "models").exists()

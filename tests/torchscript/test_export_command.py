@@ -1,10 +1,13 @@
-"""What `bertron export` says when it is done."""
+"""What `bertron export` says when it is done, and what it leaves when it is not."""
 
 import argparse
+import signal
+import subprocess
+import sys
 
 import pytest
 from bertron_kernels import native
-from bertron_torchscript import export_command
+from bertron_torchscript import export, export_command
 from tiny_checkpoints import make_checkpoint
 
 
@@ -25,3 +28,47 @@ def test_a_quicker_dtype_is_named_where_the_cpu_has_one(
     said = capsys.readouterr().err
     assert f", {dtype}, " in said
     assert ("--dtype bfloat16 or int8" in said) is is_said
+
+
+# Runs the command, and ends itself as `kill` would in the middle of the export.
+KILLED = """
+import os, signal, sys
+from bertron_server.cli import main
+from bertron_torchscript import export as module
+
+number = getattr(signal, sys.argv.pop())
+module.verify_saved = lambda *_arguments: os.kill(os.getpid(), number)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def killed_export(source, repository, by):
+    return subprocess.run(
+        [
+            *(sys.executable, "-c", KILLED),
+            *("export", str(source), "--model-repository", str(repository), by),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).returncode
+
+
+@pytest.mark.parametrize(("by", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_an_export_that_is_ended_leaves_nothing(tmp_path, by, code):
+    source = make_checkpoint(tmp_path / "tiny", "bert")
+    (tmp_path / "place").mkdir()
+    assert killed_export(source, tmp_path / "place" / "models", by) == code
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_what_a_killed_export_leaves_is_no_model_and_goes_with_the_next(tmp_path, monkeypatch):
+    source = make_checkpoint(tmp_path / "tiny", "bert")
+    place = tmp_path / "place"
+    place.mkdir()
+    assert killed_export(source, place / "models", "SIGKILL") == -signal.SIGKILL
+    assert list((place / "models").iterdir()) == []
+    assert [path.name.startswith(".export-") for path in place.iterdir() if path.name != "models"]
+    monkeypatch.setattr(export, "SWEPT_AFTER_S", 0)
+    export.export(str(source), place / "models")
+    assert [path.name for path in place.iterdir()] == ["models"]
