@@ -3,11 +3,13 @@
 import argparse
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bertron_server.errors import TritonServerError
+from bertron_server.words import say
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2  # argparse's own
@@ -42,6 +44,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
+    _hold_standard_descriptors()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Only the chosen subcommand is imported: the others may be absent, or slow to import.
     chosen = next((argument for argument in arguments if argument in COMMANDS), None)
@@ -60,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(chosen, str(error))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _hold_standard_descriptors() -> None:
+    """Let no file or socket become descriptor 0, 1 or 2, to which libraries write their errors."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed by whoever started this
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -92,7 +104,7 @@ def _missing(chosen: str, error: ImportError) -> str:
 
 def _fail(chosen: str | None, message: str) -> int:
     name = f"bertron {chosen}" if chosen else "bertron"
-    sys.stderr.write(f"{name}: {message}\n")
+    say(sys.stderr, f"{name}: {message}\n")
     return EXIT_FAILURE
 
 

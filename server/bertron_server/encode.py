@@ -22,6 +22,12 @@ from bertron_client import BertronError, Client, InvalidInputError
 from tqdm import tqdm
 
 from bertron_server.connection import add_connection_arguments, open_client
+from bertron_server.words import Words, say
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 INPUT_FORMATS = (".txt", ".csv", ".tsv", ".jsonl")
 OUTPUT_FORMATS = ("npy", "jsonl", "parquet")
@@ -109,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(f"bertron encode: {' '.join(message.split())}\n")
+    say(sys.stderr, f"bertron encode: {' '.join(message.split())}\n")
     return EXIT_FAILURE
 
 
@@ -117,15 +123,20 @@ def _encode(args: argparse.Namespace) -> None:
     form = _output_format(args)
     if args.batch < 1:
         raise EncodeError(f"--batch is {args.batch}, it must be at least 1")
-    if args.output.exists():
-        raise EncodeError(f"{args.output} exists; remove it or name another --output")
+    _refuse_existing(args.output)
     if not args.output.absolute().parent.is_dir():
         raise EncodeError(f"{args.output.parent} is not a directory")
     stamp = _stamp(args.file)
     digest = hashlib.sha256()
-    rows = sum(1 for _ in read_records(args.file, args.column, digest.update))
+    rows = longest = 0
+    for record in read_records(args.file, args.column, digest.update):
+        rows += 1
+        longest = max(longest, len(record.text))
     with open_client(args) as client:
         info = client.server_info()
+        limit = info.max_characters_per_text
+        if limit is not None and longest > limit:
+            _refuse_too_long(args, limit)
         plan = Plan(
             input_sha256=digest.hexdigest(),
             input_bytes=stamp[0],
@@ -136,15 +147,32 @@ def _encode(args: argparse.Namespace) -> None:
             truncate=args.truncate,
             embedding_size=info.embedding_size,
         )
-        partial = PartialOutput(args.output, plan)
-        _check_model(client, args, partial)
-        with tqdm(total=rows, initial=partial.rows_done, unit="text", file=sys.stderr) as bar:
-            for batch in _batches(args, partial.rows_done):
-                partial.append(_embed(client, args, batch, partial))
-                bar.update(len(batch))
-    if _stamp(args.file) != stamp or partial.rows_done != rows:
-        raise EncodeError(f"{args.file} changed while it was read; start again")
-    partial.finish()
+        with _only_run(args.output):
+            partial = PartialOutput(args.output, plan)
+            _check_model(client, args, partial)
+            with _progress_bar(rows, partial.rows_done) as bar:
+                for batch in _batches(args, partial.rows_done):
+                    partial.append(_embed(client, args, batch, partial))
+                    bar.update(len(batch))
+            if _stamp(args.file) != stamp or partial.rows_done != rows:
+                raise EncodeError(f"{args.file} changed while it was read; start again")
+            partial.finish()
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise EncodeError(f"{output} exists; remove it or name another --output")
+
+
+def _progress_bar(rows: int, rows_done: int) -> Any:
+    return tqdm(
+        total=rows,
+        initial=rows_done,
+        unit="text",
+        file=Words(sys.stderr),
+        dynamic_ncols=True,  # tqdm looks for the width of sys.stderr alone, unless it is told to
+        disable=sys.stderr is None,
+    )
 
 
 def _output_format(args: argparse.Namespace) -> str:
@@ -270,6 +298,18 @@ def _batches(args: argparse.Namespace, skip: int) -> Iterator[list[Record]]:
         yield batch
 
 
+def _refuse_too_long(args: argparse.Namespace, limit: int) -> None:
+    """Name the first text of more than ``limit`` characters, and how many there are."""
+    records = read_records(args.file, args.column)
+    too_long = [(record.line, len(record.text)) for record in records if len(record.text) > limit]
+    if too_long:
+        line, characters = too_long[0]
+        raise EncodeError(
+            f"{args.file} line {line}: the text has {characters} characters, the server takes at "
+            f"most {limit}; texts that are too long: {len(too_long)}"
+        )
+
+
 # Encoding
 
 
@@ -305,6 +345,30 @@ def _check_model(client: Client, args: argparse.Namespace, partial: "PartialOutp
 # Writing
 
 
+def _array_path(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
+@contextlib.contextmanager
+def _only_run(output: Path) -> Iterator[None]:
+    """Refuse to write what another process is writing."""
+    if fcntl is None:
+        yield
+        return
+    path = _array_path(output)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however
+        except BlockingIOError:
+            raise EncodeError(f"another run is writing {output}; name another --output") from None
+        except OSError:  # a file system without locks
+            pass
+        if file.tell() == 0 and output.exists():  # the other run has just ended
+            path.unlink(missing_ok=True)
+        _refuse_existing(output)
+        yield
+
+
 class PartialOutput:
     """OUT while it is written: a memory-mapped array of rows, and how many of them are there.
 
@@ -315,7 +379,7 @@ class PartialOutput:
     def __init__(self, output: Path, plan: Plan) -> None:
         self.plan = plan
         self._output = output
-        self._array_path = output.with_name(output.name + ".partial")
+        self._array_path = _array_path(output)
         self._progress_path = output.with_name(output.name + ".progress.json")
         self.rows_done = self._rows_kept()
         dtype: Any = np.dtype("<f4")
@@ -379,6 +443,8 @@ class PartialOutput:
     def _rows_kept(self) -> int:
         """Rows of an interrupted run with the same plan; 0 where there is none."""
         if not (self._progress_path.exists() and self._array_path.exists()):
+            return 0
+        if self._array_path.stat().st_size == 0:  # `_only_run` made it just now
             return 0
         try:
             progress = json.loads(self._progress_path.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ import sys
 import time
 
 from bertron_server.connection import add_connection_arguments, open_client
+from bertron_server.words import say
 
 PROBE_TEXT = "is anybody there"
 
@@ -32,12 +33,11 @@ def run(args: argparse.Namespace) -> int:
         return _unhealthy(args.url, f"one text gave an answer of shape {embedding.shape}")
     if not np.isfinite(embedding).all():
         return _unhealthy(args.url, "the embedding is not finite")
-    sys.stdout.write(
-        f"{args.url} healthy: {embedding.shape[1]} dimensions in {elapsed_ms:.1f} ms\n"
-    )
+    size = embedding.shape[1]
+    say(sys.stdout, f"{args.url} healthy: {size} dimensions in {elapsed_ms:.1f} ms\n")
     return 0
 
 
 def _unhealthy(url: str, cause: str) -> int:
-    sys.stderr.write(f"{url} unhealthy: {cause}\n")
+    say(sys.stderr, f"{url} unhealthy: {cause}\n")
     return 1

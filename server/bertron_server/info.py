@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from bertron_server.connection import add_connection_arguments, open_client
+from bertron_server.words import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,26 +31,39 @@ def run(args: argparse.Namespace) -> int:
                 if name in (args.model, *info["models"])
             }
     except (BertronError, ValueError, OSError) as error:  # no url, or no certificates
-        sys.stderr.write(f"bertron info: {error}\n")
-        return 1
+        return _fail(str(error))
     if args.json:
-        sys.stdout.write(json.dumps({"server": info, "statistics": statistics}, indent=2) + "\n")
+        text = json.dumps({"server": info, "statistics": statistics}, indent=2) + "\n"
     else:
-        sys.stdout.write(_as_text(info, statistics))
-    return 0
+        text = _as_text(info, statistics)
+    return 0 if say(sys.stdout, text) else _fail("stdout is closed, full or no longer read")
+
+
+def _fail(message: str) -> int:
+    say(sys.stderr, f"bertron info: {message}\n")
+    return 1
 
 
 def _as_text(info: dict[str, Any], statistics: dict[str, dict[str, Any]]) -> str:
-    width = max(map(len, info))
+    width = max(map(len, [*info, *statistics]))
     lines = [f"{name:{width}}  {_shown(value)}" for name, value in info.items()]
-    columns = "requests  failed    texts  batches  queue  compute"
-    lines += ["", f"{'since its start':{width}}  {columns}"]
-    lines += [
-        f"{name:{width}}  {model['requests_succeeded']:8}{model['requests_failed']:8}"
-        f"{model['inferences']:9}{model['executions']:9}"
-        f"{model['queue_ms']:5.1f}ms{model['compute_ms']:7.1f}ms"
-        for name, model in statistics.items()
+    rows = [("requests", "failed", "texts", "batches", "queue", "compute")]
+    rows += [
+        (
+            str(model["requests_succeeded"]),
+            str(model["requests_failed"]),
+            str(model["inferences"]),
+            str(model["executions"]),
+            f"{model['queue_ms']:.1f}ms",
+            f"{model['compute_ms']:.1f}ms",
+        )
+        for model in statistics.values()
     ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines.append("")
+    for name, row in zip(["since its start", *statistics], rows, strict=True):
+        cells = [f"{cell:>{size}}" for cell, size in zip(row, widths, strict=True)]
+        lines.append("  ".join([f"{name:{width}}", *cells]))
     return "\n".join(lines) + "\n"
 
 

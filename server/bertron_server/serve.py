@@ -19,11 +19,13 @@ from bertron_server.errors import RepositoryError, TritonServerError
 from bertron_server.restart_limit import WINDOW_S, RestartLimit
 from bertron_server.server import TritonServer, model_names
 from bertron_server.watchdog import Watchdog
+from bertron_server.words import say
 
 SIGNAL_POLL_S = 0.2
 # What a server that failed still gets to finish what it can: with a model's process gone, the calls
 # that waited for it have their errors in 2 s.
 FAILED_DRAIN_S = 3.0
+MAX_PORT = 65535
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model-repository", type=Path, default=Path("model_repository"), metavar="DIR"
     )
     parser.add_argument("--address", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="0: a free one")
-    parser.add_argument("--grpc-port", type=int, default=8001, metavar="PORT")
-    parser.add_argument("--metrics-port", type=int, default=8002, metavar="PORT")
+    parser.add_argument(
+        "--http-port", type=_port, default=8000, metavar="PORT", help="0: a free one"
+    )
+    parser.add_argument("--grpc-port", type=_port, default=8001, metavar="PORT")
+    parser.add_argument("--metrics-port", type=_port, default=8002, metavar="PORT")
     parser.add_argument(
         "--ready-timeout-s",
         type=float,
@@ -80,6 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_PORT:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no port; 0 to {MAX_PORT} is wanted, 0 for a free one"
+        )
+    return int(text)
+
+
 def _positive_seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < float("inf"):
@@ -113,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
         extra_args=args.tritonserver_args,
     )
     if args.print_command:
-        sys.stdout.write(shell_line(*server.prepare(check_ports=False)) + "\n")
+        if not say(sys.stdout, shell_line(*server.prepare(check_ports=False)) + "\n"):
+            raise TritonServerError("stdout is closed, full or no longer read")
         return 0
     _check_repository(args.model_repository)
     if not _is_loopback(args.address):
@@ -140,6 +153,9 @@ def _serve(server: TritonServer, restarts: RestartLimit, stall_timeout_s: float)
                 server.stop(FAILED_DRAIN_S)
                 server.keep_ports()
                 stop.wait(delay_s)
+        except TritonServerError:
+            server.stop(FAILED_DRAIN_S)
+            raise
         finally:
             code = server.stop()
     if code == -signal.SIGKILL:  # by the second signal, or because it did not end in time
@@ -214,7 +230,8 @@ class _Stop:
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.signals += 1
-        if self.signals == 1:
+        # Where stdout was closed from the start, 1 is another file's by now.
+        if self.signals == 1 and sys.stdout is not None:
             # Not through sys.stdout, which this signal may have interrupted in a write.
             with contextlib.suppress(OSError):
                 os.write(1, b"stopping: accepted requests are finished first; once more kills\n")
@@ -237,6 +254,12 @@ class _Stop:
 def _check_repository(model_repository: Path) -> None:
     """Refuse a repository whose models Triton server could only fail to load."""
     model_names(model_repository)
+    for path in sorted(model_repository.iterdir()):
+        if path.is_dir() and not (path / "config.pbtxt").is_file():
+            raise RepositoryError(
+                f"{path} is a directory without config.pbtxt, beside which Triton server loads no "
+                "model: remove it, unless an export that writes there is still running"
+            )
     missing = missing_exports(model_repository)
     if missing:
         raise RepositoryError(
@@ -274,5 +297,4 @@ def _device(server: TritonServer, model: str) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    say(sys.stdout, f"{line}\n")

@@ -1,6 +1,7 @@
 """Runs one tritonserver as a child process: start, wait until ready, stop, leave nothing behind."""
 
 import contextlib
+import dataclasses
 import errno
 import http.client
 import os
@@ -19,6 +20,7 @@ from bertron_server import die_with_parent, shared_memory
 from bertron_server.command import ServerSettings, server_command, server_environment
 from bertron_server.errors import PortTakenError, RepositoryError, StartError, TritonServerError
 from bertron_server.installation import Version, find_installation
+from bertron_server.plain_paths import PLAIN, PlainPaths
 from bertron_server.server_log import ServerLog, decisive_lines, taken_socket
 
 READY_POLL_S = 0.05
@@ -84,6 +86,7 @@ class TritonServer:
         self._log: ServerLog | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._shm_prefix = ""
+        self._paths = PlainPaths()
         self._is_stopping = False
 
     @property
@@ -130,6 +133,8 @@ class TritonServer:
     def prepare(self, *, check_ports: bool = True) -> tuple[list[str], dict[str, str]]:
         """Pick the ports, and return the command line and the variables that it needs besides ours.
 
+        Links that the command line needs (:mod:`plain_paths`) stay until `stop`.
+
         Args:
             check_ports: Whether a port that is asked for must be free now.
 
@@ -142,7 +147,7 @@ class TritonServer:
         self.http_port, self.grpc_port, self.metrics_port = self._pick_ports(check_ports)
         self._shm_prefix = shared_memory.new_prefix()
         settings = ServerSettings(
-            model_repository=self.model_repository,
+            model_repository=self._paths.of(self.model_repository),
             address=ipv4_of(self.address),
             http_port=self.http_port,
             grpc_port=self.grpc_port,
@@ -153,6 +158,10 @@ class TritonServer:
             shared_memory=self._shared_memory,
             extra_args=self.extra_args,
         )
+        if installation.backend_directory is not None:
+            installation = dataclasses.replace(
+                installation, backend_directory=self._paths.of(installation.backend_directory)
+            )
         environment = server_environment(installation, self.http_url)
         return server_command(installation, settings), environment
 
@@ -240,6 +249,7 @@ class TritonServer:
             drain_s: Default: ``exit_timeout_s`` and a margin.
         """
         if self._process is None:
+            self._paths.remove()
             return None
         try:
             self.terminate()
@@ -252,6 +262,7 @@ class TritonServer:
             if self._log_file is not None:
                 self._log_file.close()
             shared_memory.remove_regions(self._shm_prefix)
+            self._paths.remove()
             self._process = None
             self._log_file = None
             self._is_stopping = False
@@ -359,7 +370,8 @@ def model_names(model_repository: Path) -> list[str]:
     """Return the names of the models in a repository, sorted.
 
     Raises:
-        RepositoryError: There is no such directory, or no model in it.
+        RepositoryError: There is no such directory, no model in it, or one whose name cannot be
+            served.
     """
     if not model_repository.is_dir():
         raise RepositoryError(
@@ -369,6 +381,12 @@ def model_names(model_repository: Path) -> list[str]:
     names = sorted(config.parent.name for config in model_repository.glob("*/config.pbtxt"))
     if not names:
         raise RepositoryError(f"no model in {model_repository}: not one */config.pbtxt")
+    for name in names:
+        if not PLAIN.fullmatch(name):
+            raise RepositoryError(
+                f"the model {name!r} in {model_repository} cannot be served: a name is of ASCII "
+                "letters, digits, '.', '_' and '-'"
+            )
     return names
 
 

@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +98,18 @@ class ProcessTable:
         while (left := self.group(leader)) and time.monotonic() < deadline:
             time.sleep(0.05)
         return left
+
+
+@pytest.fixture
+def bertron_to() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command with a redirection of the shell, such as ``>&-``, and then its arguments."""
+
+    def run(redirection: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bertron_server.cli", *map(str, arguments)]
+        shell = ["sh", "-c", f'exec "$@" {redirection}', "sh"]
+        return subprocess.run([*shell, *command], capture_output=True, text=True, timeout=60)
+
+    return run
 
 
 @pytest.fixture

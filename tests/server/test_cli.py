@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -101,3 +103,24 @@ def test_a_commands_help_imports_nothing_heavy(command: str) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&- 2>&- <&-"])
+def test_a_failure_that_nobody_reads_is_one_all_the_same(
+    bertron_to: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, redirection: str
+) -> None:
+    done = bertron_to(redirection, "serve", "--model-repository", tmp_path / "nowhere")
+    assert done.returncode == cli.EXIT_FAILURE
+
+
+def test_no_file_takes_the_place_of_a_closed_stream() -> None:
+    """In a process of its own: a shell closes all three, and the program says what they are."""
+    program = (
+        "import os; from bertron_server.cli import main; main([]); "
+        "os.write(3, ascii([os.readlink(f'/proc/self/fd/{n}') for n in range(3)]).encode())"
+    )
+    shell = ["sh", "-c", 'exec 3>&1 >&- 2>&- <&-; exec "$@"', "sh"]
+    done = subprocess.run(
+        [*shell, sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == str(["/dev/null"] * 3)

@@ -12,7 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bertron_server import encode
-from fake_triton_server import EMBEDDING_SIZE, FakeTritonServer, closed_port_url, vector_of
+from fake_triton_server import (
+    EMBEDDING_SIZE,
+    MAX_CHARACTERS,
+    FakeTritonServer,
+    closed_port_url,
+    vector_of,
+)
 
 TEXTS = [f"text {i} " + "word " * (i % 5) + "é" for i in range(50)]
 
@@ -152,18 +158,8 @@ def test_a_run_goes_on_after_a_signal(server, texts_file, tmp_path, number, sche
     out = tmp_path / "out.npy"
     # 10 texts are two requests in flight, 5 would be one
     options = [texts_file, "--url", server.url(scheme), "--output", out, "--batch", 10]
-    program = (
-        "import argparse, sys; from bertron_server import encode; "
-        "p = argparse.ArgumentParser(); encode.add_arguments(p); "
-        "sys.exit(encode.run(p.parse_args()))"
-    )
     server.behaviour.delay_s = 0.1
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, options)], stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "out.npy.progress.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = start(*options)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
@@ -173,6 +169,69 @@ def test_a_run_goes_on_after_a_signal(server, texts_file, tmp_path, number, sche
     assert not out.exists()
     server.behaviour.delay_s = 0
     assert run(*options) == 0
+    np.testing.assert_array_equal(np.load(out), expected(TEXTS))
+
+
+def start(*options):
+    """The command in a process of its own, as far as its first save."""
+    program = (
+        "import argparse, sys; from bertron_server import encode; "
+        "p = argparse.ArgumentParser(); encode.add_arguments(p); "
+        "sys.exit(encode.run(p.parse_args()))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, options)], stderr=subprocess.PIPE, text=True
+    )
+    progress = options[options.index("--output") + 1].with_suffix(".npy.progress.json")
+    deadline = time.monotonic() + 30
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.skipif(encode.fcntl is None, reason="no locks of files on this platform")
+def test_a_second_run_to_the_same_output_is_refused(server, texts_file, tmp_path, capsys):
+    out = tmp_path / "out.npy"
+    options = [texts_file, "--url", server.http_url, "--output", out, "--batch", 10]
+    server.behaviour.delay_s = 0.2
+    with start(*options) as first:
+        assert run(*options) == 1
+        assert f"another run is writing {out}" in failure(capsys)
+        other = ["--output", tmp_path / "other.npy"]
+        server.behaviour.delay_s = 0
+        assert run(*options, *other) == 0
+        _, errors = first.communicate(timeout=30)
+    assert first.returncode == 0, errors
+    np.testing.assert_array_equal(np.load(out), expected(TEXTS))
+    assert names(tmp_path) == ["other.npy", "out.npy", "texts.txt"]
+
+
+@pytest.mark.skipif(encode.fcntl is None, reason="no locks of files on this platform")
+def test_an_output_that_another_run_has_just_written_stays(
+    server, texts_file, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "out.npy"
+    read_records = encode.read_records
+
+    def read_while_another_run_ends(*arguments):
+        yield from read_records(*arguments)
+        out.write_text("another run's")
+
+    monkeypatch.setattr(encode, "read_records", read_while_another_run_ends)
+    assert run(texts_file, "--url", server.http_url, "--output", out) == 1
+    assert f"{out} exists; remove it" in failure(capsys)
+    assert out.read_text() == "another run's"
+    assert names(tmp_path) == ["out.npy", "texts.txt"]
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "2>&1 | true"])
+def test_a_run_whose_progress_nobody_reads_goes_on(
+    server, texts_file, tmp_path, bertron_to, redirection
+):
+    out = tmp_path / "out.npy"
+    options = (texts_file, "--url", server.http_url, "--output", out, "--batch", 7)
+    done = bertron_to(redirection, "encode", *options)
+    assert (done.returncode, done.stderr) == (0, "")
     np.testing.assert_array_equal(np.load(out), expected(TEXTS))
 
 
@@ -225,6 +284,20 @@ def test_a_bad_input_is_named_before_anything_is_written(tmp_path, capsys, name,
     assert run(tmp_path / name, "--output", tmp_path / "out.npy") == 1
     assert words in failure(capsys)
     assert names(tmp_path) == [name]
+
+
+def test_a_text_of_too_many_characters_is_named_before_any_is_encoded(server, tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    longest = "x" * MAX_CHARACTERS
+    path.write_text(f'text\n"two\nlines"\n{longest}\n{longest}y\nfine\n{longest}yz\n')
+    options = ("--url", server.http_url, "--output", tmp_path / "out.npy", "--batch", 1)
+    assert run(path, *options) == 1
+    assert failure(capsys) == (
+        f"bertron encode: {path} line 5: the text has {MAX_CHARACTERS + 1} characters, the server "
+        f"takes at most {MAX_CHARACTERS}; texts that are too long: 2"
+    )
+    assert server.behaviour.requests == []
+    assert names(tmp_path) == ["in.csv"]
 
 
 def test_a_refused_text_is_named_by_its_line(server, tmp_path, capsys):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from bertron_server import cli
-from fake_triton_server import EMBEDDING_SIZE, FakeTritonServer
+from fake_triton_server import EMBEDDING_SIZE, FakeTritonServer, closed_port_url
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -55,3 +57,21 @@ def test_an_answer_that_cannot_be_right_is_not(
 def test_a_url_that_is_none_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["health", "--url", "nonsense"]) == 1
     assert "nonsense unhealthy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full", "2>&-", ">&- 2>&-"])
+def test_who_reads_it_does_not_decide_who_is_healthy(
+    bertron_to: Callable[..., Any], redirection: str
+) -> None:
+    with FakeTritonServer() as server:
+        probe = bertron_to(redirection, "health", "--url", server.http_url)
+    assert (probe.returncode, probe.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "2>/dev/full"])
+def test_who_reads_it_does_not_decide_who_is_not(
+    bertron_to: Callable[..., Any], redirection: str
+) -> None:
+    probe = bertron_to(redirection, "health", "--url", closed_port_url("http"))
+    assert probe.returncode == 1
+    assert "Traceback" not in probe.stderr

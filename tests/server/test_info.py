@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from bertron_client import Client
@@ -34,3 +37,40 @@ def test_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_url_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", "--url", "nonsense"]) == 1
     assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factor", [0, 1, 10**9])
+def test_columns_stay_apart_whatever_they_hold(
+    factor: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    busy = {"requests_succeeded": 7, "requests_failed": 8, "inferences": 9, "executions": 7}
+    statistics = {name: count * factor for name, count in busy.items()}
+    with FakeTritonServer() as server:
+        with Client(server.http_url) as client:
+            idle = client.statistics()["text_embedding"]
+        rows = {
+            "text_embedding": replace(
+                idle, **statistics, queue_ms=72287.8 * factor, compute_ms=80112.5 * factor
+            ),
+            "bert": idle,
+        }
+        monkeypatch.setattr(Client, "statistics", lambda _client: rows)
+        assert cli.main(["info", "--url", server.http_url]) == 0
+    head, *table = capsys.readouterr().out.partition("since its start")[2].splitlines()
+    assert head.split() == ["requests", "failed", "texts", "batches", "queue", "compute"]
+    assert table[0].split()[1:] == [
+        *(str(count * factor) for count in busy.values()),
+        f"{72287.8 * factor:.1f}ms",
+        f"{80112.5 * factor:.1f}ms",
+    ]
+    assert len({len(line) for line in table}) == 1  # one below the other
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_facts_that_reach_nobody_are_a_failure(
+    bertron_to: Callable[..., Any], redirection: str
+) -> None:
+    with FakeTritonServer() as server:
+        done = bertron_to(redirection, "info", "--url", server.http_url)
+    assert done.returncode == 1
+    assert done.stderr == "bertron info: stdout is closed, full or no longer read\n"

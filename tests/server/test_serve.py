@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -115,6 +117,15 @@ def test_a_model_that_is_not_exported_names_the_command(
     assert f"bertron export CHECKPOINT --model-repository {bert_repository}" in message
 
 
+def test_a_directory_that_is_no_model_is_named(
+    bert_repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Triton server would load nothing beside it, and say so among much else."""
+    (bert_repository / ".export-7x").mkdir()
+    assert cli.main(["serve", "--model-repository", str(bert_repository)]) == 1
+    assert ".export-7x is a directory without config.pbtxt" in capsys.readouterr().err
+
+
 @pytest.mark.integration
 def test_the_command_is_printed_ready_to_paste(
     bert_repository: Path, capsys: pytest.CaptureFixture[str]
@@ -161,6 +172,20 @@ def read_until(process: subprocess.Popen[str], pattern: str, timeout_s: float = 
         watchdog.cancel()
         watchdog.join()
     raise AssertionError(f"no line with {pattern!r} in:\n{read}")
+
+
+def wait_until_it_answers(echo: Callable[..., str], url: str, timeout_s: float = 30) -> None:
+    """Return when an echo model embeds behind ``url``; fail with the last error after that time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            assert echo(url, "hello") == "hello"
+        except (OSError, http.client.HTTPException, LookupError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def server_of(process: subprocess.Popen[str]) -> int:
@@ -250,6 +275,60 @@ def test_a_server_that_dies_once_too_often_is_a_failure_with_its_cause(
         assert "bertron serve: the server ended by itself" in log
         assert "SIGKILL" in log
         assert ("2 restarts in 10 minutes have not helped" in log) == (restarts > 0)
+
+
+@pytest.mark.integration
+def test_a_server_that_fails_for_good_is_not_waited_for(echo_repository: Path, proc: Any) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS, "--max-restarts", "0") as process:
+        url = re.findall(r"http://(\S+)", read_until(process, "Ctrl-C"))[0]
+        server = server_of(process)
+        (stub,) = [pid for pid in proc.group(server) if pid != server]
+        with contextlib.closing(http.client.HTTPConnection(url)) as idle:
+            idle.request("GET", "/v2/health/ready")
+            idle.getresponse().read()  # the connection stays open, and Triton server waits for it
+            os.kill(stub, signal.SIGKILL)
+            _, log = process.communicate(timeout=15)  # the exit timeout is 30 s
+        assert process.returncode == 1
+        assert log.endswith(f"bertron serve: the process of model echo ended, pid {stub}\n")
+        assert proc.group(server) == []
+
+
+@pytest.mark.integration
+def test_a_reader_who_goes_away_stops_nothing(
+    echo_repository: Path, echo: Callable[..., str], proc: Any
+) -> None:
+    with bertron_serve(echo_repository, *FREE_PORTS) as process:
+        url = re.findall(r"http://\S+", read_until(process, "Ctrl-C"))[0]
+        assert process.stdout is not None
+        process.stdout.close()
+        first = server_of(process)
+        os.kill(first, signal.SIGKILL)  # it has a restart to tell of
+        assert proc.wait_until_gone(first, timeout_s=15) == []
+        wait_until_it_answers(echo, url)
+        process.terminate()
+        _, log = process.communicate(timeout=15)
+        assert process.returncode == 0, log
+        assert "Traceback" not in log
+
+
+@pytest.mark.integration
+def test_without_a_stdout_it_serves_too(echo_repository: Path, echo: Callable[..., str]) -> None:
+    with TritonServer(echo_repository) as server:  # whose ports are free in a moment
+        ports = ["--http-port", str(server.http_port), "--grpc-port", str(server.grpc_port)]
+        url = server.http_url
+    command = [sys.executable, "-m", "bertron_server.cli", "serve", "--metrics-port", "0"]
+    command += ["--model-repository", str(echo_repository), *ports]
+    with subprocess.Popen(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_until_it_answers(echo, url)
+            process.terminate()
+            _, log = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
 
 
 @pytest.mark.integration
@@ -361,6 +440,10 @@ def test_a_signal_between_two_starts_stops_it(echo_repository: Path, proc: Any) 
         (["--stall-timeout-s", "0"], "0 is no time; more than 0 seconds are wanted"),
         (["--stall-timeout-s", "inf"], "inf is no time"),
         (["--max-restarts", "-1"], "-1 is no count; 0 or more is wanted"),
+        (["--http-port", "70000"], "argument --http-port: 70000 is no port; 0 to 65535 is wanted"),
+        (["--grpc-port", "-1"], "argument --grpc-port: -1 is no port; 0 to 65535 is wanted"),
+        (["--metrics-port", "65536"], "--metrics-port: 65536 is no port; 0 to 65535 is wanted"),
+        (["--http-port", "http"], "argument --http-port: http is no port"),
     ],
 )
 def test_a_limit_that_is_none_is_refused(
