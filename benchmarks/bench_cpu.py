@@ -17,7 +17,7 @@ import engines
 import measuring
 import torch
 import workloads
-from bertron_backend.settings import usable_cores
+from bertron_backend.cores import usable_cores
 from bertron_torchscript.errors import ExportError
 from checkpoints import Checkpoint, bert_base, minilm
 from engines import REFERENCE, Engine

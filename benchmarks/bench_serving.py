@@ -18,7 +18,7 @@ import measuring
 import numpy as np
 import torch
 import workloads
-from bertron_backend.settings import usable_cores
+from bertron_backend.cores import usable_cores
 from bertron_client import Client
 from bertron_server.server import TritonServer
 from checkpoints import minilm

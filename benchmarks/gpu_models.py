@@ -18,9 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bertron_backend.buckets import BUCKETS
+from bertron_backend.cores import usable_cores
 from bertron_backend.encoder import Encoder
 from bertron_backend.packing import TokenRequest
-from bertron_backend.settings import EncoderSettings, usable_cores
+from bertron_backend.settings import EncoderSettings
 from bertron_torchscript.bert import Bert
 from bertron_torchscript.checkpoint import EncoderConfig, Pooling, encoder_config
 from bertron_torchscript.export import narrow

@@ -15,8 +15,8 @@ import engines
 import measuring
 import torch
 import workloads
+from bertron_backend.cores import usable_cores
 from bertron_backend.encoder import Encoder
-from bertron_backend.settings import usable_cores
 from checkpoints import encoder_settings, exported, minilm
 from peers import PeersError, install
 from transformers.utils import logging

@@ -7,9 +7,10 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from bertron_torchscript.weights import map_weights, read_safetensors
 # int8: products of int8 weights, everything else bfloat16.
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 TOKENIZER_FILE = "tokenizer.json"
-STAGING_PREFIX = ".export-"
+STAGED_FILES = frozenset({MODEL_FILE, TOKENIZER_FILE})
 SWEPT_AFTER_S = 60  # a directory that was made just now may not be locked yet
 
 
@@ -239,9 +240,9 @@ def _own_version() -> str:
 
 @contextlib.contextmanager
 def _staging(model_repository: Path) -> Iterator[Path]:
-    """A directory from which the final step is a rename; always removed.
+    """A directory for what is not proven yet; always removed.
 
-    Beside the repository where that is possible: Triton server, started meanwhile or after an
+    Beside the repository where that can be written: Triton server, started meanwhile or after an
     export was killed, takes every directory inside for a model. What killed exports have left is
     removed by the next.
     """
@@ -250,7 +251,7 @@ def _staging(model_repository: Path) -> Iterator[Path]:
         model_repository.mkdir(parents=True, exist_ok=True)
         place = _staging_place(model_repository)
         _sweep({place, model_repository})
-        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=place))
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(), dir=place))
     except OSError as error:
         raise ExportError(f"{model_repository} cannot be written: {error.strerror}") from error
     try:
@@ -272,14 +273,24 @@ def _staging_place(model_repository: Path) -> Path:
     return parent if is_same and os.access(parent, os.W_OK | os.X_OK) else model_repository
 
 
+def _staging_prefix() -> str:
+    """With the host: another one's locks cannot be seen on a file system that both have."""
+    return f".bertron-export-{platform.node()}-"
+
+
 def _sweep(places: set[Path]) -> None:
-    """Remove what exports that were killed have left in ``places``."""
-    for left in (path for place in places for path in place.glob(f"{STAGING_PREFIX}*")):
+    """Remove what exports of ours that were killed have left in ``places``, and nothing else."""
+    for left in (path for place in places for path in place.glob(f"{_staging_prefix()}*")):
         with contextlib.suppress(OSError):  # another export's, which has just ended
-            if time.time() - left.stat().st_mtime > SWEPT_AFTER_S:
-                with _locked(left) as is_ours:
-                    if is_ours:
-                        shutil.rmtree(left, ignore_errors=True)
+            found = left.lstat()
+            is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+            is_old = time.time() - found.st_mtime > SWEPT_AFTER_S
+            if is_own and is_old and {path.name for path in left.iterdir()} <= STAGED_FILES:
+                with _locked(left) as is_free:
+                    if is_free:
+                        for name in STAGED_FILES:
+                            (left / name).unlink(missing_ok=True)
+                        left.rmdir()
 
 
 @contextlib.contextmanager
@@ -308,10 +319,38 @@ def _install(
     """Put the files in place; without its manifest, an export cut off half-way never loads."""
     names = model_names(name)
     placed = {"tokenizer": TOKENIZER_FILE, "bert": MODEL_FILE}
-    for step in placed:
-        (repository / names[step] / "1" / "manifest.json").unlink(missing_ok=True)
-    write_configs(repository, name=name, manifest=manifest, gpu_dtype=gpu_dtype)
-    for step, file_name in placed.items():
-        os.replace(staging / file_name, repository / names[step] / "1" / file_name)  # noqa: PTH105
-    for step in placed:
-        manifest.write(repository / names[step] / "1")
+    versions = {step: repository / names[step] / "1" for step in placed}
+    with _brought_near(staging, {versions[step]: file for step, file in placed.items()}) as near:
+        for version in versions.values():
+            (version / "manifest.json").unlink(missing_ok=True)
+        write_configs(repository, name=name, manifest=manifest, gpu_dtype=gpu_dtype)
+        for version, brought in near.items():
+            os.replace(brought, version / brought.name.removesuffix(".new").removeprefix("."))  # noqa: PTH105
+    for version in versions.values():
+        manifest.write(version)
+
+
+@contextlib.contextmanager
+def _brought_near(staging: Path, files: Mapping[Path, str]) -> Iterator[dict[Path, Path]]:
+    """Each file in the directory where it is wanted, under another name; then a rename is enough.
+
+    A mount may lie between, also on one file system, and then this copies. Until all are there the
+    old files are untouched, and what fails here leaves nothing.
+    """
+    made: list[Path] = []
+    near: dict[Path, Path] = {}
+    try:
+        for directory, name in files.items():
+            for missing in [path for path in (directory.parent, directory) if not path.is_dir()]:
+                missing.mkdir()
+                made.append(missing)
+            near[directory] = directory / f".{name}.new"
+            shutil.move(staging / name, near[directory])
+        yield near
+    except BaseException:
+        for brought in near.values():
+            brought.unlink(missing_ok=True)
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):  # what came after has put more there
+                directory.rmdir()
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -134,5 +135,12 @@ def _lines(path: Path | None) -> list[str]:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    """Say it to whoever reads; an export does not end because nobody does."""
+    if sys.stderr is None:  # closed before the start
+        return
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # from here on nowhere, also at the exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

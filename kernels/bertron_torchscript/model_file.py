@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,15 +13,32 @@ import torch
 from bertron_kernels.native import HAS_FAST_BF16, INSTRUCTION_SET
 
 from bertron_torchscript.bert import LINEARS
-from bertron_torchscript.errors import ManifestError
+from bertron_torchscript.errors import ExportError, ManifestError
 
 MODEL_FILE = "model.pt"
 
 
 def save(model: torch.nn.Module, path: Path) -> None:
-    """Script ``model`` and save it."""
+    """Script ``model`` and save it.
+
+    Raises:
+        ExportError: The file cannot be written.
+    """
     with _deprecation_accepted():
-        torch.jit.save(torch.jit.script(model), str(path))
+        scripted = torch.jit.script(model)
+        _make_room(path, sum(tensor.nbytes for tensor in scripted.state_dict().values()))
+        torch.jit.save(scripted, str(path))
+
+
+def _make_room(path: Path, size: int) -> None:
+    """See that the disk takes so many bytes: where it does not, PyTorch would end the process."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def load(

@@ -157,7 +157,7 @@ class Encoder:
     def _share_weights(self) -> None:
         try:
             self.shared_weights = SharedWeights(self._model, default_directory())
-        except SharingError as error:
+        except (SharingError, OSError) as error:  # OSError: no directory for temporary files
             _log.warning("%s", error)
 
     def _warm_up_gpu(self) -> None:

@@ -107,10 +107,12 @@ def make_page(directory: Path) -> tuple[int, Path, int]:
 
 
 def _is_alive(pid: int) -> bool:
+    """Whether it runs: a zombie, which Triton server may leave for good, does not."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (ProcessLookupError, FileNotFoundError):
         return False
     except PermissionError:  # another user's process has the number by now
         return False
-    return True
+    return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")

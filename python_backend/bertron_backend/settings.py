@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from bertron_torchscript.repository import GPU_DTYPES
+
+from bertron_backend.cores import usable_cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +98,6 @@ class GpuSettings:
             megabytes = _positive(config, "cuda_graph_megabytes")
             settings = dataclasses.replace(settings, cuda_graph_megabytes=megabytes)
         return settings
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which in a container are fewer than the machine's."""
-    return len(os.sched_getaffinity(0))
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:

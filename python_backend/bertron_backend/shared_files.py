@@ -53,7 +53,10 @@ def remove_unused(directory: Path) -> None:
             continue
         with closed_unless_kept(descriptor), contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+            # Another one may have removed it meanwhile, and a third made a new one of that name.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    path.unlink()
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from pathlib import Path
 from bertron_server.errors import TritonServerError
 
 PLAIN = re.compile(r"[A-Za-z0-9/._+@%=:,-]+")
-# The first that is plain itself; TMPDIR can be anything.
-LINK_DIRECTORIES = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108  mkdtemp, mode 700
+LINK_DIRECTORIES = ("/tmp", "/var/tmp")  # noqa: S108  where TMPDIR's own path is not plain
 
 
 class PlainPaths:
@@ -44,15 +43,16 @@ class PlainPaths:
         self._links.clear()
 
     def _new_link(self, path: Path) -> Path:
-        place = next((name for name in LINK_DIRECTORIES if PLAIN.fullmatch(name)), None)
         try:
             if self._directory is None:
+                places = (tempfile.gettempdir(), *LINK_DIRECTORIES)
+                place = next(name for name in places if PLAIN.fullmatch(name))
                 self._directory = Path(tempfile.mkdtemp(prefix="bertron-", dir=place))
             link = self._directory / str(len(self._links))
             link.symlink_to(path)
         except OSError as error:
             raise TritonServerError(
                 f"{path} has characters that Triton server's Python backend cannot take, and no "
-                f"link to it can be made in {place}: {error.strerror}"
+                f"link to it can be made: {error}"
             ) from error
         return link

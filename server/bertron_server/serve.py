@@ -255,10 +255,10 @@ def _check_repository(model_repository: Path) -> None:
     """Refuse a repository whose models Triton server could only fail to load."""
     model_names(model_repository)
     for path in sorted(model_repository.iterdir()):
-        if path.is_dir() and not (path / "config.pbtxt").is_file():
+        if path.is_dir() and not _has_config(path):
             raise RepositoryError(
                 f"{path} is a directory without config.pbtxt, beside which Triton server loads no "
-                "model: remove it, unless an export that writes there is still running"
+                "model: remove it, or keep the models in a directory without it"
             )
     missing = missing_exports(model_repository)
     if missing:
@@ -266,6 +266,13 @@ def _check_repository(model_repository: Path) -> None:
             f"{missing[0]} is missing; write it with "
             f"`bertron export CHECKPOINT --model-repository {model_repository}`"
         )
+
+
+def _has_config(model: Path) -> bool:
+    try:
+        return (model / "config.pbtxt").is_file()
+    except PermissionError:  # lost+found, say, which Triton server cannot read either
+        return False
 
 
 def _is_loopback(address: str) -> bool:

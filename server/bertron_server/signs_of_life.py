@@ -38,6 +38,7 @@ class SignsOfLife:
         self._model = model
         self._stall_timeout_s = stall_timeout_s
         self._answered: int | None = None
+        self._is_silent = False  # since when is in _silent_s
         self._silent_s = 0.0
         self._errors = 0
         self._probe: _Probe | None = None
@@ -52,25 +53,32 @@ class SignsOfLife:
         # A watcher that was stopped itself, as by a paused container, has seen no silence.
         self._silent_s += min(now - self._looked, _LONGEST_STEP_S)
         self._looked = now
-        is_alive = self._others_got_answers()
+        others_got_answers = self._others_got_answers()
+        is_alive = bool(others_got_answers)
         if self._probe is not None and self._probe.is_done:
-            error = self._probe.error
-            self._probe = None
-            if error is None:
+            probe, self._probe = self._probe, None
+            if probe.is_refused:
+                # The tokenizer refuses what it finds too much before a model that stands still,
+                # too. Before one that works, others get answers.
+                is_alive = others_got_answers is not False
+            elif probe.error is None:
                 is_alive = True
             elif not is_alive:
                 self._errors += 1
                 if self._errors >= ERRORS_THAT_COUNT:
-                    return f"{self._model} fails: {error}"
+                    return f"{self._model} fails: {probe.error}"
         if is_alive:
-            self._silent_s = 0.0
+            self._is_silent = False
             self._errors = 0
-        elif self._probe is None:
+            return None
+        if not self._is_silent:
+            self._is_silent = True
             self._silent_s = 0.0
+        if self._probe is None:
             # It outlasts the limit, so that it is silence that ends it and no error.
             timeout_s = self._stall_timeout_s + 2 * _LONGEST_STEP_S
             self._probe = _Probe(self._ask, self._model, timeout_s)
-        elif self._silent_s > self._stall_timeout_s:
+        if self._silent_s > self._stall_timeout_s:
             return f"{self._model} has answered nobody for {self._silent_s:.0f} s"
         return None
 
@@ -79,20 +87,23 @@ class SignsOfLife:
         """Whether the last text of our own failed: look again soon."""
         return self._errors > 0
 
-    def _others_got_answers(self) -> bool:
-        """Whether more requests were answered well than at the last look, by the server's count."""
+    def _others_got_answers(self) -> bool | None:
+        """Whether more requests were answered well than at the last look, by the server's count.
+
+        None where the count could not be read now or then.
+        """
         try:
             status, body = self._ask(f"/v2/models/{self._model}/stats", None, _COUNT_TIMEOUT_S)
             if status != http.client.OK:
-                return False
+                return None
             answered = sum(
                 int(version["inference_stats"]["success"]["count"])
                 for version in json.loads(body)["model_stats"]
             )
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-            return False
+            return None
         before, self._answered = self._answered, answered
-        return before is not None and answered > before
+        return None if before is None else answered > before
 
 
 class _Probe:
@@ -100,6 +111,7 @@ class _Probe:
 
     def __init__(self, ask: Ask, model: str, timeout_s: float) -> None:
         self.error: str | None = None
+        self.is_refused = False  # for a full queue, or one that waited for too long
         self._ask = ask
         # Not the shorter `generate`, which says 400 to everything, a dead model included.
         self._path = f"/v2/models/{model}/infer"
@@ -121,9 +133,9 @@ class _Probe:
             return
         if status == http.client.OK:
             self.error = _fault_of(answer)
-        elif status >= http.client.INTERNAL_SERVER_ERROR and status != (
-            http.client.SERVICE_UNAVAILABLE  # a full queue, or one that waited for too long
-        ):
+        elif status == http.client.SERVICE_UNAVAILABLE:
+            self.is_refused = True
+        elif status >= http.client.INTERNAL_SERVER_ERROR:
             self.error = answer.decode("utf-8", "replace").strip() or f"status {status}"
 
 

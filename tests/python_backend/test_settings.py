@@ -1,14 +1,9 @@
 """Parameters of config.pbtxt, read once, with words for each mistake."""
 
-import os
-
 import pytest
-from bertron_backend.settings import (
-    EncoderSettings,
-    GpuSettings,
-    TokenizerSettings,
-    usable_cores,
-)
+from bertron_backend import settings as settings_module
+from bertron_backend.cores import usable_cores
+from bertron_backend.settings import EncoderSettings, GpuSettings, TokenizerSettings
 
 ENCODER = {
     "warmup_shapes": "1x8,32x64",
@@ -47,7 +42,7 @@ def test_zero_threads_are_as_many_as_there_are_cores():
     ],
 )
 def test_instances_on_cpus_share_the_cores(groups, instances, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(7)))
+    monkeypatch.setattr(settings_module, "usable_cores", lambda: 7)
     given = config(**{**ENCODER, "intra_op_threads": "0"})
     given["instance_group"] = [{"kind": kind, "count": count} for kind, count in groups]
     settings = EncoderSettings.from_model_config(given)

@@ -41,15 +41,20 @@ def test_another_is_reached_by_a_link_until_it_is_removed(tmp_path: Path) -> Non
 def test_without_a_place_for_links_the_path_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_paths, "LINK_DIRECTORIES", (str(tmp_path / "gone"),))
-    with pytest.raises(TritonServerError, match=r"my models; .* cannot take, and no link to it"):
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    assert PlainPaths().of(Path("/plain")) == Path("/plain")
+    with pytest.raises(TritonServerError, match=r"my models; .* no link to it .*: No usable temp"):
         PlainPaths().of(tmp_path / AWKWARD)
 
 
 def test_a_directory_for_temporary_files_may_be_awkward_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_paths, "LINK_DIRECTORIES", (str(tmp_path / AWKWARD), str(tmp_path)))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / AWKWARD))
+    monkeypatch.setattr(plain_paths, "LINK_DIRECTORIES", (str(tmp_path),))
     paths = PlainPaths()
     assert paths.of(tmp_path / AWKWARD).parent.parent == tmp_path
     paths.remove()

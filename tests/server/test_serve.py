@@ -121,9 +121,25 @@ def test_a_directory_that_is_no_model_is_named(
     bert_repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Triton server would load nothing beside it, and say so among much else."""
-    (bert_repository / ".export-7x").mkdir()
+    (bert_repository / "notes").mkdir()
     assert cli.main(["serve", "--model-repository", str(bert_repository)]) == 1
-    assert ".export-7x is a directory without config.pbtxt" in capsys.readouterr().err
+    assert "notes is a directory without config.pbtxt" in capsys.readouterr().err
+
+
+def test_a_directory_that_may_not_be_entered_is_named(
+    bert_repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bert_repository / "lost+found").mkdir()
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert cli.main(["serve", "--model-repository", str(bert_repository)]) == 1
+    assert "lost+found is a directory without config.pbtxt" in capsys.readouterr().err
 
 
 @pytest.mark.integration

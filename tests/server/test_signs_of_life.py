@@ -160,3 +160,23 @@ def test_a_watcher_that_was_stopped_itself_has_seen_no_silence(
     assert step() is None
     assert step(3600.0) is None  # a container that was paused
     assert step() is None
+
+
+def test_a_model_that_stands_still_behind_refusals_is_found(
+    server: Server, step: Callable[..., str | None]
+) -> None:
+    """The tokenizer refuses what comes on top of what waits, also before a model that hangs."""
+    server.answered, server.answer = 7, (503, b"the server is overloaded")
+    faults = [step() for _ in range(20)]
+    found = faults.index("text_embedding has answered nobody for 65 s")
+    assert faults[:found] == [None] * found
+
+
+def test_refusals_beside_answers_are_overload(
+    server: Server, step: Callable[..., str | None]
+) -> None:
+    server.answered, server.answer = 7, (503, b"the server is overloaded")
+    for number in range(60):
+        if number % 3 == 0:  # a slow one, which answers at every third look
+            server.answered += 1
+        assert step() is None

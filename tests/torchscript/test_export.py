@@ -1,6 +1,8 @@
 """From a checkpoint to a model repository: all of it right, or nothing of it there."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -234,3 +236,53 @@ def test_a_damaged_tokenizer_is_named(source, tmp_path, content):
     with pytest.raises(ExportError, match=r"tokenizer\.json: no tokenizer: "):
         export(str(damaged), tmp_path / "models")
     assert not (tmp_path / "models").exists()
+
+
+def test_what_is_not_an_exports_is_left_alone(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "SWEPT_AFTER_S", 0)
+    prefix = export_module._staging_prefix()
+    for name in (".export-notes", f"{prefix}diary"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diary.txt").write_text("mine")
+    (tmp_path / f"{prefix}link").symlink_to(tmp_path / ".export-notes")
+    export(str(source), tmp_path / "models")
+    assert (tmp_path / ".export-notes" / "diary.txt").read_text() == "mine"
+    assert (tmp_path / f"{prefix}diary" / "diary.txt").read_text() == "mine"
+    assert (tmp_path / f"{prefix}link").is_symlink()
+
+
+def across_mounts(rename):
+    """As between two mounts: a file is not renamed from one directory into another."""
+
+    def refused(source, target, **options):
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        return rename(source, target, **options)
+
+    return refused
+
+
+def test_a_mount_may_lie_between(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "rename", across_mounts(os.rename))
+    monkeypatch.setattr(os, "replace", across_mounts(os.replace))
+    for dtype in ("float32", "bfloat16"):
+        export(str(source), tmp_path / "models", dtype=dtype)
+        checked_file(tmp_path / "models" / "bert" / "1", "model.pt")
+    assert not [path for path in (tmp_path / "models").rglob("*") if path.name.endswith(".new")]
+
+
+def test_a_disk_that_is_full_leaves_the_previous_export(source, tmp_path, monkeypatch):
+    repository = tmp_path / "models"
+    export(str(source), repository)
+    before = files_under(repository)
+
+    def full(source, _target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr(shutil, "move", full)
+    for name in (None, "another"):
+        with pytest.raises(ExportError, match="No space left on device"):
+            export(str(source), repository, name=name, dtype="bfloat16")
+    assert files_under(repository) == before
+    assert {path.name for path in repository.iterdir()} == {"bert", "tokenizer", "text_embedding"}
+    assert checked_file(repository / "bert" / "1", "model.pt")[1].dtype == "float32"

@@ -68,7 +68,48 @@ def test_what_a_killed_export_leaves_is_no_model_and_goes_with_the_next(tmp_path
     place.mkdir()
     assert killed_export(source, place / "models", "SIGKILL") == -signal.SIGKILL
     assert list((place / "models").iterdir()) == []
-    assert [path.name.startswith(".export-") for path in place.iterdir() if path.name != "models"]
+    (left,) = [path.name for path in place.iterdir() if path.name != "models"]
+    assert left.startswith(".bertron-export-")
     monkeypatch.setattr(export, "SWEPT_AFTER_S", 0)
     export.export(str(source), place / "models")
     assert [path.name for path in place.iterdir()] == ["models"]
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&- 2>&- <&-"])
+def test_an_export_that_nobody_reads_of_is_there(tmp_path, redirection):
+    source = make_checkpoint(tmp_path / "tiny", "bert")
+    command = (sys.executable, "-m", "bertron_server.cli", "export", source)
+    repository = tmp_path / "models"
+    shell = ("sh", "-c", f'exec "$@" {redirection}', "sh")
+    done = subprocess.run([*shell, *command, "--model-repository", repository], timeout=120)
+    assert done.returncode == 0
+    assert (repository / "bert" / "1" / "manifest.json").is_file()
+
+
+# As a full disk does, by a limit on the size of a file.
+FULL_DISK = """
+import resource, signal, sys
+from bertron_server.cli import main
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path):
+    source = make_checkpoint(tmp_path / "tiny", "bert")
+    (tmp_path / "place").mkdir()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", FULL_DISK, "export", source),
+            *("--model-repository", tmp_path / "place" / "models"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "model.pt cannot be written: " in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "place").iterdir()) == []
