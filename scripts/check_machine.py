@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 SUPPORTED = ((3, 11), (3, 12))  # nvidia-pytriton's stubs and torch's wheels meet here
 
 
@@ -36,6 +37,8 @@ def problems() -> list[str]:
         found.append(f"the venv module: apt-get install python{version}-venv")
     if platform.system() == "Linux" and not shared_libpython():
         found.append(f"libpython{version}.so.1.0: apt-get install libpython{version}")
+    if not str(CHECKOUT).isascii():
+        found.append(f"a place whose path is ASCII: {CHECKOUT} cannot hold Triton server's Python")
     return found
 
 

@@ -53,8 +53,10 @@ def find_installation() -> Installation:
     """Return the tritonserver to run: the PATH's first, then the installed wheel's.
 
     Raises:
-        InstallationError: There is neither, or the wheel lacks something that it needs.
+        InstallationError: There is neither, the wheel lacks something that it needs, or this
+            Python's environment is where Triton server's cannot look.
     """
+    _check_places(sys.prefix, str(Path(__file__).parent))
     on_path = shutil.which("tritonserver")
     if on_path:
         binary = Path(on_path).resolve()
@@ -67,6 +69,16 @@ def find_installation() -> Installation:
             "nvcr.io/nvidia/tritonserver"
         )
     return _wheel_installation(root)
+
+
+def _check_places(*places: str) -> None:
+    """Refuse what the Python in Triton server's stub cannot read, whose paths are ASCII."""
+    for place in places:
+        if not place.isascii():
+            raise InstallationError(
+                f"the Python of Triton server's models finds nothing in {place}: install Bertron, "
+                "and make its environment, in a directory whose path is ASCII"
+            )
 
 
 def _container_version(binary: Path) -> Version | None:

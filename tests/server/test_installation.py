@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
 from pathlib import Path
 
@@ -171,3 +172,19 @@ def test_a_missing_libpython_names_its_package(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_versions_are_read(text: str, version: tuple[int, int] | None) -> None:
     assert parse_version(text) == version
+
+
+def test_an_environment_that_the_stub_cannot_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", "/home/jürgen/.venv")
+    with pytest.raises(InstallationError, match=r"finds nothing in /home/jürgen/\.venv: install"):
+        find_installation()
+
+
+def test_the_makefile_looks_at_the_path_of_the_checkout(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "check_machine.py"
+    copy = tmp_path / "ü" / "scripts" / script.name
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(script.read_bytes())
+    lacking = subprocess.run([sys.executable, copy], capture_output=True, text=True, timeout=30)
+    assert lacking.returncode == 1
+    assert f"a place whose path is ASCII: {tmp_path}/ü cannot hold" in lacking.stderr
