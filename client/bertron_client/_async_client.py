@@ -11,6 +11,7 @@ from typing import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Collection,
     Deque,
     Dict,
     Iterable,
@@ -222,13 +223,14 @@ class AsyncClient(BaseClient):
         value: Any = None
         try:
             while True:
-                step = send(value)
+                try:
+                    step = send(value)
+                except StopIteration as stop:
+                    return stop.value
                 try:
                     send, value = flow.send, await self._do(step, call)
                 except BertronError as error:
                     send, value = flow.throw, error
-        except StopIteration as stop:
-            return stop.value
         finally:
             flow.close()
             del send, value  # or an error and this frame would hold each other, and all the texts
@@ -294,7 +296,8 @@ class AsyncClient(BaseClient):
                     return
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for future in done:
-                    stream.put(running.pop(future), future.result())
+                    stream.put(running[future], future.result())
+                    del running[future]
                 for embedding in stream.take():
                     yield embedding
         finally:
@@ -315,13 +318,16 @@ async def _all_or_none(tasks: "List[asyncio.Future[None]]") -> None:
         tasks.clear()  # or an error and this frame would hold each other
 
 
-async def _cancelled(tasks: "Iterable[asyncio.Future[Any]]") -> None:
-    """Cancel what still runs, and wait until it has ended."""
+async def _cancelled(tasks: "Collection[asyncio.Future[Any]]") -> None:
+    """Cancel what still runs, and wait until it has ended; whatever failed has been seen."""
     unfinished = [task for task in tasks if not task.done()]
     for task in unfinished:
         task.cancel()
     if unfinished:
         await asyncio.wait(unfinished)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # or asyncio would log that nobody asked
 
 
 class _Batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any, Callable, Mapping, Optional
 
 import numpy as np
@@ -24,6 +25,8 @@ CLOSE_TIMEOUT_S = 2.0  # for giving back what the server keeps for a client
 
 class BaseClient:
     """Settings, checked once, and what is known of the server."""
+
+    _forgetting = threading.Lock()  # of all clients; another one in a forked child
 
     def __init__(
         self,
@@ -79,17 +82,31 @@ class BaseClient:
         """Begin a call."""
         if self._is_closed:
             raise RuntimeError(f"the client is closed ({self._flows.where})")
-        if os.getpid() != self._process_id:  # a fork: what is open belongs to the parent
-            self._process_id = os.getpid()
-            self._transport.forget()
-            self._flows.forget()
+        if os.getpid() != self._process_id:
+            self._forget_parent()
         return Call(self._flows.where, self._timeout_s if timeout_s is None else timeout_s)
+
+    def _forget_parent(self) -> None:
+        """Let go of what is open: this process is a fork, and it belongs to the parent."""
+        with BaseClient._forgetting:
+            if os.getpid() != self._process_id:  # no other thread was first
+                self._transport.forget()
+                self._flows.forget()
+                self._process_id = os.getpid()  # last: it lets the other threads go on
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({str(self._url)!r}, model={self._model!r}, "
             f"timeout_s={self._timeout_s:g})"
         )
+
+
+def _after_fork() -> None:
+    BaseClient._forgetting = threading.Lock()  # a thread that is not here may have held the other
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _regions() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
@@ -279,13 +280,16 @@ class Client(BaseClient):
         value: Any = None
         try:
             while True:
-                step = send(value)
+                try:
+                    step = send(value)
+                except StopIteration as stop:
+                    return stop.value
                 try:
                     send, value = flow.send, self._do(step, call)
                 except BertronError as error:
                     send, value = flow.throw, error
-        except StopIteration as stop:
-            return stop.value
+                except StopIteration as error:  # a transport's: here it would mean the flow's end
+                    raise RuntimeError("the transport raised StopIteration") from error
         finally:
             flow.close()
             del send, value  # or an error and this frame would hold each other, and all the texts
@@ -373,6 +377,7 @@ class Client(BaseClient):
             return answer
 
         batches = _windows(stream, texts, text_pairs)
+        process_id = os.getpid()
         pool = ThreadPoolExecutor(self._max_requests_in_flight, thread_name_prefix="bertron-stream")
         try:
             while True:
@@ -383,13 +388,25 @@ class Client(BaseClient):
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     stream.put(running.pop(future), future.result())
-                yield from stream.take()
+                yield from self._given_here(stream.take())
         finally:
-            for future in running:
-                future.cancel()
-            for call in list(calls):
-                call.cancel()
-            pool.shutdown()
+            if os.getpid() == process_id:  # a fork has no such threads, its connections are shared
+                for future in running:
+                    future.cancel()
+                for call in list(calls):
+                    call.cancel()
+                pool.shutdown()
+
+    def _given_here(self, rows: Iterable[Embedding]) -> Iterator[Embedding]:
+        """Yield rows, to this process only: in a fork of it nobody would fetch the next."""
+        process_id = os.getpid()
+        for row in rows:
+            yield row
+            if os.getpid() != process_id:
+                raise RuntimeError(
+                    "this process was forked from the one that began the stream; begin another "
+                    f"in it ({self._flows.where})"
+                )
 
 
 def _windows(

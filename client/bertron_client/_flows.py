@@ -7,7 +7,6 @@ of the steps below), is sent the result or thrown the error, and returns what th
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import re
 from dataclasses import dataclass
@@ -67,6 +66,10 @@ from ._wire.tensors import bytes_tensor
 _DEADLINE_TIE_S = 0.1
 # Triton server 2.51's words.
 _UNKNOWN_REGION = re.compile(r"unable to find shared memory region", re.IGNORECASE)
+# Definite answers to a question about a region; after any other fault it may have been answered.
+_REFUSALS = (AuthenticationError, InvalidInputError)
+# Before one request: after a long outage there may be thousands.
+_MOST_UNREGISTERED = 8
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_PAUSE_S = (0.05, 0.5)  # first and longest pause between two probes
 
@@ -277,7 +280,7 @@ class Flows:
 
     def _through_memory(self, operation: Infer, regions: Regions, call: Call) -> Flow:
         """Do an inference whose tensors lie in shared memory."""
-        yield from self._unregister(regions.due())
+        yield from self._unregister(regions.due(_MOST_UNREGISTERED), regions)
         layout = Layout(operation)
         region = regions.acquire(layout.byte_size)
         is_answered = False  # else the server may still write into the region
@@ -302,31 +305,41 @@ class Flows:
                 regions.abandon(region, call.left_s)
 
     def _register(self, region: Region) -> Flow:
+        region.is_registered = True  # a lost answer may have been a yes
         try:
             yield operations.RegisterRegion(region.name, region.key, region.byte_size)
-        except AuthenticationError as error:
+        except _REFUSALS as error:
+            region.is_registered = False
             if not RESTRICTED.search(str(error)):  # a token is missing, say
                 raise
             raise AuthenticationError(
                 "the server does not let clients register shared memory; start it with "
                 f"`bertron serve --shared-memory`, or leave out shared_memory=True ({self.where})"
             ) from error
-        region.is_registered = True
 
     def close(self) -> Flow:
         """Give back what the server keeps for this client."""
         if self._regions is not None:
-            yield from self._unregister(self._regions.drain())
+            yield from self._unregister(self._regions.drain(), self._regions)
 
     def forget(self) -> None:
         """Let go of what belongs to the parent of this process."""
         if self._regions is not None:
             self._regions.forget()
 
-    def _unregister(self, names: Iterable[str]) -> Flow:
-        for name in names:
-            with contextlib.suppress(BertronError):  # then that server is not there any more
-                yield operations.UnregisterRegion(name)
+    def _unregister(self, names: List[str], regions: Regions) -> Flow:
+        """Have the server let go of regions; those that it may still hold are due again."""
+        try:
+            while names:
+                try:
+                    yield operations.UnregisterRegion(names[-1])
+                except _REFUSALS:  # asking again would not help
+                    pass
+                except BertronError:
+                    return
+                names.pop()
+        finally:
+            regions.put_back(names)
 
     def _learn_from(self, error: BertronError) -> None:
         """Forget the limits where another model may answer under this url by now."""

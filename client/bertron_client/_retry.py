@@ -8,6 +8,8 @@ from typing import Optional
 
 from ._exceptions import BertronError, OverloadedError, ServerUnavailableError
 
+_MOST_DOUBLINGS = 1000  # 2.0**1024 is no float any more
+
 
 @dataclass(frozen=True)
 class RetryPolicy:
@@ -52,5 +54,6 @@ class RetryPolicy:
             return None
         if error.retry_after_s is not None:
             return error.retry_after_s
-        longest = min(self.first_pause_s * 2.0**retries, self.longest_pause_s)
+        doubled_s = self.first_pause_s * 2.0 ** min(retries, _MOST_DOUBLINGS)
+        longest = min(doubled_s, self.longest_pause_s)
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret

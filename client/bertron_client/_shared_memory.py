@@ -8,6 +8,7 @@ again, its name is removed at once, and the server is told to let go of it when 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import threading
 import time
@@ -31,7 +32,7 @@ class Region:
         name: By which the server knows it.
         key: By which the operating system knows it.
         byte_size: Of it.
-        is_registered: Whether the server knows it, as far as we know.
+        is_registered: Whether the server may know it.
     """
 
     def __init__(self, byte_size: int) -> None:
@@ -70,7 +71,7 @@ class Regions:
         self._is_closed = False
         self._free: List[Region] = []
         self._all: Dict[str, Region] = {}
-        self._abandoned: List[Tuple[float, str]] = []
+        self._abandoned: List[Tuple[float, str]] = []  # a heap
         # Also when the program ends without closing the client; a killed one has Python's tracker.
         self._finalizer = weakref.finalize(self, _remove_all, self._all, os.getpid())
 
@@ -98,16 +99,24 @@ class Regions:
         with self._lock:
             self._all.pop(region.name, None)
             if region.is_registered:
-                self._abandoned.append((time.monotonic() + remaining_s + _GRACE_S, region.name))
+                until = time.monotonic() + remaining_s + _GRACE_S
+                heapq.heappush(self._abandoned, (until, region.name))
         region.remove()
 
-    def due(self) -> List[str]:
-        """Return the names of abandoned regions that the server is done with by now."""
+    def due(self, at_most: Optional[int] = None) -> List[str]:
+        """Take out the names of abandoned regions that the server is done with by now."""
         now = time.monotonic()
+        due: List[str] = []
         with self._lock:
-            due = [name for until, name in self._abandoned if until <= now]
-            self._abandoned = [entry for entry in self._abandoned if entry[0] > now]
+            while self._abandoned and self._abandoned[0][0] <= now and len(due) != at_most:
+                due.append(heapq.heappop(self._abandoned)[1])
         return due
+
+    def put_back(self, names: List[str]) -> None:
+        """Have names be due again: the server may not have let go of them."""
+        with self._lock:
+            for name in names:
+                heapq.heappush(self._abandoned, (0.0, name))
 
     def drain(self) -> List[str]:
         """Remove every region that is not in use; return the names that the server knows.

@@ -2,13 +2,24 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import random
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from bertron_client import AsyncClient, Client, DeadlineExceededError, InvalidInputError
+from bertron_client import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    InvalidInputError,
+    OverloadedError,
+    RetryPolicy,
+)
+from bertron_client._wire.operations import Infer
 from bertron_client.testing import MockTransport
 from fake_triton_model import vector_of, vectors_of
 
@@ -234,3 +245,110 @@ def test_a_blocking_transport_serves_and_closes():
             assert (await client.embed(["a", "b"])).shape == (2, 8)
 
     asyncio.run(check())
+
+
+def test_a_stream_that_fails_leaves_nothing_for_asyncio_to_log():
+    """Also where several requests fail in the same moment."""
+    logged = []
+
+    class Refusing(MockTransport):
+        waiting = 0
+
+        def perform(self, operation, call):
+            if isinstance(operation, Infer):
+                return self.refuse()
+            return super().perform(operation, call)
+
+        async def refuse(self):
+            self.waiting += 1
+            while self.waiting < 4:
+                await asyncio.sleep(0)
+            raise OverloadedError("all at once")
+
+    async def check():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+        never = RetryPolicy(max_retries=0)
+        async with AsyncClient("http://mock", retry=never, transport=Refusing()) as client:
+            with pytest.raises(OverloadedError):
+                async for _ in client.embed_iter(str(i) for i in range(600)):
+                    pass
+
+    asyncio.run(check())
+    gc.collect()
+    assert not logged
+
+
+@pytest.mark.parametrize("is_cancelled", ["not", "before", "after"])
+def test_a_call_that_the_client_is_closed_under(server, protocol, is_cancelled):
+    """It says so, unless its own task is cancelled as well, however close in time."""
+
+    async def check():
+        client = AsyncClient(server.url(protocol), retry=RetryPolicy(max_retries=0))
+        await assert_right(client, ["warm"])
+        server.behaviour.fault, server.behaviour.late_s = "late", 0.2
+        task = asyncio.ensure_future(client.embed(["late"]))
+        await asyncio.sleep(0.05)
+        if is_cancelled == "before":
+            task.cancel()
+        await client.close()
+        if is_cancelled == "after":
+            task.cancel()
+        if is_cancelled != "not":
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        elif protocol == "grpc":
+            with pytest.raises(RuntimeError, match="the client is closed"):
+                await task
+        else:  # one in use is dropped when its call ends
+            assert len(await task) == 1
+        assert not await other_tasks()
+
+    asyncio.run(check())
+
+
+def test_a_resolver_that_hangs_holds_nothing_up(monkeypatch):
+    def getaddrinfo(host, *arguments, flags=0, **options):
+        if host == "hangs.example" and not flags & socket.AI_NUMERICHOST:
+            time.sleep(3)
+        return original(host, *arguments, flags=flags, **options)
+
+    async def check():
+        async with AsyncClient("http://hangs.example") as client:
+            with pytest.raises(DeadlineExceededError):
+                await client.embed(["a"], timeout_s=0.3)
+
+    original = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    started = time.monotonic()
+    asyncio.run(check())
+    assert time.monotonic() - started < 1.5
+
+
+def test_the_loops_own_threads_are_not_needed(server):
+    async def check():
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as busy:
+            loop.set_default_executor(busy)
+            sleeping = loop.run_in_executor(None, time.sleep, 1)
+            for host in ("127.0.0.1", "localhost"):
+                url = server.http_url.replace("127.0.0.1", host)
+                async with AsyncClient(url, timeout_s=0.5) as client:
+                    await assert_right(client, ["a"])
+            assert not sleeping.done()
+            await sleeping
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("count", [1, 30])  # one request, and four at the same time
+def test_one_client_goes_to_and_fro_between_event_loops(server, protocol, count):
+    """Each stopped, not closed: what it had open is let go of while it does not run."""
+    client = AsyncClient(server.url(protocol), retry=RetryPolicy(max_retries=0), timeout_s=5)
+    with contextlib.closing(asyncio.new_event_loop()) as a:
+        with contextlib.closing(asyncio.new_event_loop()) as b:
+            for number, loop in enumerate((a, b, a, b, a, a, b, b, a)):
+                texts = [f"{number} {i}" for i in range(count)]
+                loop.run_until_complete(assert_right(client, texts))
+            b.run_until_complete(other_tasks())
+        a.run_until_complete(client.close())
+        a.run_until_complete(other_tasks())

@@ -5,10 +5,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from bertron_client import InvalidInputError, ProtocolError, RetryPolicy
+from bertron_client.testing import MockTransport
 from fake_triton_model import vectors_of
 from fake_triton_server import EMBEDDING_SIZE, MAX_CHARACTERS, MAX_TOKENS, FakeTritonServer
 from hypothesis import HealthCheck, given, settings
@@ -290,3 +292,17 @@ def test_import_is_light():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_test_double_that_has_run_out_of_answers_is_an_error(open_client):
+    def client_of(*answers):
+        transport = MockTransport(Mock(side_effect=answers), embedding_size=8)
+        return open_client("http://mock", transport=transport)
+
+    client = client_of(np.ones((1, 8)))
+    client.embed(["a"])
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        client.embed(["a"])
+    client = client_of(np.ones((64, 8)))
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        client.embed([str(i) for i in range(128)])  # two requests at the same time

@@ -1,8 +1,9 @@
 """What goes with every request: a token, headers, and the trace that the caller is in."""
 
 import pytest
-from bertron_client import AuthenticationError, RetryPolicy
-from opentelemetry import trace
+from bertron_client import AuthenticationError, Client, RetryPolicy
+from opentelemetry import propagate, trace
+from opentelemetry.propagators.textmap import TextMapPropagator, default_setter
 from opentelemetry.sdk.trace import TracerProvider
 
 TOKEN = "a-long-secret"  # noqa: S105
@@ -99,3 +100,49 @@ def test_no_trace_no_header(client, server):
     assert not trace.get_current_span().get_span_context().is_valid
     client.embed(["a"])
     assert all("traceparent" not in arrival.headers for arrival in server.behaviour.arrivals)
+
+
+class Propagator(TextMapPropagator):
+    """Injects one header, as Amazon's AwsXRayPropagator does."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def inject(self, carrier, context=None, setter=default_setter):  # noqa: ARG002 - its interface
+        setter.set(carrier, self._name, "Root=1-5759e988-bd862e3fe1be46a994272793")
+
+    def extract(self, carrier, context=None, getter=None):
+        raise NotImplementedError
+
+    @property
+    def fields(self):
+        return {self._name}
+
+
+@pytest.fixture
+def propagator():
+    """Has traces told in a header of some name, for the time of a test."""
+    before = propagate.get_global_textmap()
+    yield lambda name: propagate.set_global_textmap(Propagator(name))
+    propagate.set_global_textmap(before)
+
+
+def test_a_trace_may_have_a_name_with_capitals(client, server, propagator):
+    propagator("X-Amzn-Trace-Id")
+    use_everything(client)
+    assert server.behaviour.arrivals
+    for arrival in server.behaviour.arrivals:
+        assert arrival.headers["x-amzn-trace-id"].startswith("Root=1-")
+
+
+def test_what_grpc_refuses_is_not_taken_for_a_closed_client(server, monkeypatch):
+    """As some versions of gRPC refuse a name with capitals."""
+
+    def refuse(*_arguments, **_options):
+        raise ValueError("metadata was invalid")
+
+    with Client(server.grpc_url) as client:
+        client.embed(["a"])
+        monkeypatch.setattr(client._transport._stub, "ModelInfer", refuse)
+        with pytest.raises(ValueError, match="metadata was invalid"):
+            client.embed(["a"])

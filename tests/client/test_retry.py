@@ -41,3 +41,7 @@ def test_a_policy_that_makes_no_sense_is_refused():
         RetryPolicy(max_retries=-1)
     with pytest.raises(ValueError, match="first_pause_s is 9"):
         RetryPolicy(first_pause_s=9, longest_pause_s=5)
+
+
+def test_a_long_outage_does_not_overflow_the_pause():
+    assert RetryPolicy(max_retries=5000).pause_s(ServerUnavailableError("x"), 4000) <= 5.0

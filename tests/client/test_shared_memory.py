@@ -4,7 +4,9 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 
+import fake_triton_memory
 import numpy as np
 import pytest
 from bertron_client import (
@@ -14,10 +16,11 @@ from bertron_client import (
     DeadlineExceededError,
     ProtocolError,
     RetryPolicy,
+    ServerUnavailableError,
 )
 from deadlines import ends_within
 from fake_triton_memory import unregister
-from fake_triton_model import vectors_of
+from fake_triton_model import RefusalError, vectors_of
 
 TEXTS = [f"text {i} " + "x" * (i * 31 % 80) for i in range(60)]
 
@@ -149,6 +152,68 @@ def test_a_cancelled_call_gives_its_region_up(server, protocol):
     server.behaviour.fault, server.behaviour.late_s = "late", 0.1
     server.behaviour.only_texts_with = "late"
     asyncio.run(check())
+
+
+@pytest.fixture
+def no_grace(monkeypatch):
+    """An abandoned region is due at once, whatever time its request had left."""
+    monkeypatch.setattr("bertron_client._shared_memory._GRACE_S", -60.0)
+
+
+def test_a_region_whose_registration_is_late_is_unregistered(client, server, monkeypatch, no_grace):
+    def register(*region):
+        fake_triton_memory_register(*region)
+        time.sleep(0.3)
+
+    client.tokenize(["a"])  # learns the limits
+    fake_triton_memory_register = fake_triton_memory.register
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_triton_memory, "register", register)
+        with pytest.raises(DeadlineExceededError):
+            client.embed(["a"], timeout_s=0.1)
+    (name,) = server.behaviour.regions
+    client.embed(["a"])
+    assert name not in server.behaviour.regions
+    client.embed(["a"])
+    assert server.behaviour.count("shared-memory") == 3  # it, its end, and another
+
+
+def test_a_region_that_could_not_be_unregistered_is_later(client, server, monkeypatch, no_grace):
+    def fail(behaviour, name):
+        asked.append(name)
+        raise RefusalError(500, "not now")
+
+    asked = []
+    client.embed(["a"])
+    (name,) = server.behaviour.regions
+    server.behaviour.fault, server.behaviour.late_s = "late", 0.2
+    with pytest.raises(DeadlineExceededError):
+        client.embed(["a"], timeout_s=0.1)
+    server.behaviour.fault = None
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_triton_memory, "unregister", fail)
+        np.testing.assert_array_equal(client.embed(["a"]), vectors_of(["a"]))
+    assert asked == [name]
+    assert name in server.behaviour.regions
+    np.testing.assert_array_equal(client.embed(["a"]), vectors_of(["a"]))
+    assert name not in server.behaviour.regions
+
+
+def test_after_a_long_outage_no_call_is_spent_on_old_regions(
+    server, protocol, open_client, no_grace
+):
+    retry = RetryPolicy(max_retries=0)
+    client = open_client(server.url(protocol), shared_memory=True, retry=retry, timeout_s=10)
+    client.tokenize(["a"])
+    server.behaviour.fault, server.behaviour.fault_strikes = "stopping", ("shared-memory",)
+    for _ in range(20):
+        with pytest.raises(ServerUnavailableError):
+            client.embed(["a"])
+    server.behaviour.fault = None
+    for asked in (9, 8, 4, 0):  # 20 in all, and one registration
+        server.behaviour.arrivals.clear()
+        client.embed(["a"])
+        assert server.behaviour.count("shared-memory") == asked
 
 
 def test_a_program_that_closes_nothing_leaves_nothing(server, protocol):

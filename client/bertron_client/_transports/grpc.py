@@ -70,7 +70,9 @@ class GrpcTransport:
             raise CallCancelledError(f"cancelled ({call.where})") from error
         except grpc.RpcError as error:
             raise _error_from(error, call) from error
-        except ValueError as error:  # gRPC's word for a closed channel
+        except ValueError as error:  # gRPC's word for a closed channel, among others
+            if not self._is_closed:
+                raise
             raise RuntimeError("the client is closed") from error
 
 

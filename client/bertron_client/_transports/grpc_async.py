@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from functools import partial
 from typing import Any, AsyncGenerator, List, Optional
 
 import grpc
@@ -34,10 +36,11 @@ class AsyncGrpcTransport:
         with FORK_GUARD:
             stub = self._opened_stub()
             try:
-                answer = await getattr(stub, method)(
+                rpc = getattr(stub, method)(
                     message, **call_arguments(self._options, call.remaining_s())
                 )
-            except grpc.aio.UsageError as error:  # closed by another task
+                answer = await _outcome(rpc)
+            except (grpc.aio.UsageError, _DroppedError) as error:  # closed by another task
                 raise RuntimeError("the client is closed") from error
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -60,9 +63,10 @@ class AsyncGrpcTransport:
             FORK_GUARD.end()
         self._channel = self._stub = self._farewell = None
 
-    async def _drop_channel(self) -> None:
-        channel, self._channel, self._stub = self._channel, None, None
-        if channel is not None:
+    async def _drop(self, channel: Any) -> None:
+        """Close the channel, unless it has been forgotten: another loop's may have its place."""
+        if channel is self._channel:
+            self._channel = self._stub = None
             await channel.close()
             FORK_GUARD.end()
 
@@ -73,8 +77,30 @@ class AsyncGrpcTransport:
             FORK_GUARD.begin()
             self._process_id = os.getpid()
             self._channel, self._stub = open_channel(grpc.aio, self._url, self._options)
-            self._farewell = at_end_of_loop(self._drop_channel)
+            self._farewell = at_end_of_loop(partial(self._drop, self._channel))
         return self._stub
+
+
+class _DroppedError(Exception):
+    """The channel was closed under an RPC."""
+
+
+async def _outcome(rpc: Any) -> Any:
+    """What an RPC gives.
+
+    A task that awaits the RPC itself gets the same CancelledError whether it is cancelled or the
+    RPC is. What ``gather`` returns tells them apart, also when both happen at once.
+    """
+    try:
+        outcomes = await asyncio.gather(rpc, return_exceptions=True)
+        is_dropped = isinstance(outcomes[0], asyncio.CancelledError)
+        del outcomes  # or an error and this frame would hold each other
+    except asyncio.CancelledError:
+        rpc.cancel()
+        raise
+    if is_dropped:
+        raise _DroppedError
+    return await rpc
 
 
 # Channels that came through a fork: taking one down there crashes or waits for ever.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional
 
 from .._call import Call
 from .._exceptions import BertronError, ServerUnavailableError
@@ -30,6 +30,7 @@ from .http_faults import (
     tunnel_fault,
 )
 from .http_route import Route
+from .resolver import resolve
 
 MAX_IDLE_CONNECTIONS = 32  # kept open between calls; more threads than this pay a new connection
 _READ_BYTES = 256 * 1024
@@ -209,7 +210,7 @@ def _open_tunnel(sock: socket.socket, request: bytes, call: Call) -> None:
 
 def _open(host: str, port: int, call: Call) -> socket.socket:
     """Try each address of the host, none longer than its share of the time left."""
-    addresses = _resolve(host, port, call.remaining_s())
+    addresses = resolve(host, port, call.remaining_s())
     fault: Optional[OSError] = None
     for number, (family, address) in enumerate(addresses):
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -225,33 +226,3 @@ def _open(host: str, port: int, call: Call) -> socket.socket:
             sock.close()
             raise
     raise fault or OSError("the host has no address")
-
-
-def _resolve(host: str, port: int, timeout_s: float) -> List[Tuple[int, Any]]:
-    """Addresses of the host; a name is looked up aside, since a look-up knows no time limit."""
-    try:
-        return _lookup(host, port, socket.AI_NUMERICHOST)
-    except (socket.gaierror, UnicodeError):  # UnicodeError: no name that DNS could hold
-        pass
-    result: List[Any] = []
-
-    def look_up() -> None:
-        try:
-            result.append(_lookup(host, port, 0))
-        except (OSError, UnicodeError) as error:
-            result.append(error)
-
-    thread = threading.Thread(target=look_up, name="bertron-resolve", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    if not result:
-        raise socket.timeout(f"{host} was not resolved within {timeout_s:g} s")
-    if isinstance(result[0], Exception):
-        raise OSError(f"{host} cannot be resolved: {result[0]}")
-    addresses: List[Tuple[int, Any]] = result[0]
-    return addresses
-
-
-def _lookup(host: str, port: int, flags: int) -> List[Tuple[int, Any]]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-    return [(family, address) for family, _, _, _, address in found]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from functools import partial
 from typing import Any, AsyncGenerator, List, Optional
 
 from .._call import Call
@@ -25,6 +27,7 @@ from .http_faults import (
     tunnel_fault,
 )
 from .http_route import Route
+from .resolver import resolve_async
 
 MAX_IDLE_CONNECTIONS = 128  # kept open between calls; more tasks than this pay a new connection
 
@@ -34,6 +37,8 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._process_id = os.getpid()
         self._transport: Any = None
         self._parser: Optional[AnswerParser] = None
         self._answer: Optional[asyncio.Future[HttpAnswer]] = None
@@ -74,12 +79,19 @@ class _Connection(asyncio.Protocol):
             self.disown()
 
     def disown(self) -> None:
-        """Close this process's end, and touch nothing of an event loop that is not ours.
+        """Close this process's end, whatever has become of its event loop.
 
-        It may have ended, or be the parent's, with which a forked child shares the list of sockets
+        A loop that may run again must no longer watch the socket, whose number will be another's.
+        The parent's loop must not be touched: a forked child shares with it the list of sockets
         that the system watches.
         """
-        self._sock.close()
+        if os.getpid() != self._process_id or self._loop.is_closed():
+            self._sock.close()
+        elif self._loop.is_running():  # in another thread
+            self._loop.call_soon_threadsafe(self._transport.abort)
+        else:
+            self._transport.abort()
+            self._sock.close()
 
     # What asyncio calls.
 
@@ -147,15 +159,8 @@ class AsyncHttpTransport:
     def forget(self) -> None:
         """Let go of connections of another process or of an event loop that has ended."""
         idle, self._idle, self._farewell = self._idle, [], None
-        for connection in idle:
-            connection.disown()
-
-    async def _drop_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.abort()
-        if idle:
-            await asyncio.sleep(0)  # the loop closes an aborted socket on its next round
+        while idle:
+            idle.pop().disown()
 
     async def _exchange(self, method: str, head: bytes, body: bytes, call: Call) -> HttpAnswer:
         """Use a kept connection, and a new one if the server has closed that meanwhile."""
@@ -196,7 +201,7 @@ class AsyncHttpTransport:
         timeout_s = self._options.connect_timeout_s
         connecting = call.limited(timeout_s)
         if self._farewell is None:
-            self._farewell = at_end_of_loop(self._drop_idle)
+            self._farewell = at_end_of_loop(partial(_drop_all, self._idle))
         try:
             async with deadline_of(connecting):
                 with blamed_on(route.proxy, call):
@@ -220,15 +225,21 @@ class AsyncHttpTransport:
             await connection.start_tls(route.ssl_context, route.url.host)
 
 
+async def _drop_all(idle: List[_Connection]) -> None:
+    """Drop the idle connections of one event loop; the client may be under another by now."""
+    is_any = bool(idle)
+    while idle:
+        idle.pop().abort()
+    if is_any:
+        await asyncio.sleep(0)  # the loop closes an aborted socket on its next round
+
+
 async def _open(host: str, port: int, call: Call) -> _Connection:
     """Try each address of the host, none longer than its share of the time left."""
     loop = asyncio.get_running_loop()
-    try:
-        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # no name that DNS could hold
-        raise OSError(f"{host} cannot be resolved: {error}") from error
+    addresses = await resolve_async(host, port)
     fault: Optional[BaseException] = None
-    for number, (family, _, _, _, address) in enumerate(addresses):
+    for number, (family, address) in enumerate(addresses):
         attempt = call.limited(call.remaining_s() / (len(addresses) - number))
         # Our own: loop.create_connection loses a socket when it is cancelled at the wrong moment.
         sock = socket.socket(family, socket.SOCK_STREAM)
