@@ -93,4 +93,4 @@ tune: $(MODEL) $(NATIVE) ## try the server's settings under load, write the best
 	$(BIN)/python -m bertron_loadtest tune
 
 clean: ## remove .venv and what export generated
-	rm -rf $(VENV) kernels/bertron_kernels/lib model_repository/bert/1/model.pt model_repository/bert/1/manifest.json model_repository/tokenizer/1/tokenizer.json
+	rm -rf $(VENV) kernels/bertron_kernels/lib model_repository/bert/1/model.pt model_repository/bert/1/manifest.json model_repository/tokenizer/1/tokenizer.json model_repository/tokenizer/1/manifest.json

@@ -305,10 +305,10 @@ def _locked(directory: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            is_free = True
+        except OSError:  # another one has it, or the file system has no locks
+            is_free = False
+        yield is_free
     finally:
         os.close(descriptor)
 

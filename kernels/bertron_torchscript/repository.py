@@ -38,7 +38,7 @@ def model_names(name: str | None) -> dict[str, str]:
     Raises:
         ExportError: It can be no model's name.
     """
-    if name is None:
+    if name is None or name == STEPS[2]:
         return {step: step for step in STEPS}
     if not NAME.fullmatch(name):
         raise ExportError(

@@ -126,8 +126,8 @@ def own_measurement(settings: LoadSettings, place: ServerPlace, folder: Path) ->
     """
     count = len(list(folder.iterdir())) if folder.is_dir() else 0
     run = run_load(settings, place, folder / f"{count + 1}")
-    whole, load = figures_of(run, None), figures_of(run, run.phases[-1])
-    rate, p50_ms, p99_ms = (load[name] for name in ("texts_per_s", "p50_ms", "p99_ms"))
+    whole, load = figures_of(run, None), figures_of(run, run.phases[-1]) if run.phases else {}
+    rate, p50_ms, p99_ms = (load.get(name) for name in ("texts_per_s", "p50_ms", "p99_ms"))
     if run.problem or whole["right"] != run.sent or not (rate and p50_ms and p99_ms):
         told = run.problem or f"{whole['right']:g} of {run.sent} calls were answered rightly"
         raise ValueError(f"our own load: {told}")

@@ -49,10 +49,11 @@ def figures_of(run: Run, phase: PhaseRecord | None) -> Figures:
 
     Counts are of the calls that ended in the phase; of the whole run they are of every call, the
     warm-up's too. Latencies are those of right calls that ended in the measured part of the
-    phase (see ``measured_span``), or in the whole run at any time after the warm-up. For the
-    rates each right call's texts are spread evenly over the time from when it was due to its
-    answer, and the part of them inside the measured part counts, however long the call. The
-    server's figures are the growth of its counters in the measured part (see ``counters``).
+    phase (see ``measured_span``); of the last phase also those that ended after it, and of the
+    whole run all that ended after the warm-up. For the rates each right call's texts are spread
+    evenly over the time from when it was due to its answer, and the part of them inside the
+    measured part counts, however long the call. The server's figures are the growth of its
+    counters in the measured part (see ``counters``).
 
     Args:
         run: Phases, calls and snapshots.
@@ -121,8 +122,14 @@ def measured_span(run: Run, phase: PhaseRecord | None) -> Span:
 
 
 def right_latencies_ms(run: Run, phase: PhaseRecord | None) -> NDArray[np.float64]:
-    """Return what a phase's latencies are taken from, in the order of the calls' ends."""
-    chosen = _measured(run, phase) & (run.samples.outcome == Outcome.RIGHT)
+    """Return what a phase's latencies are taken from, in the order of the calls' ends.
+
+    What was held up longest in the last phase ends after it: the tail would look short without it.
+    """
+    start_s, end_s = measured_span(run, phase)
+    is_open = phase is None or phase in run.phases[-1:]
+    ended = _within(run.samples.end_s, (start_s, np.inf if is_open else end_s))
+    chosen = ended & (run.samples.outcome == Outcome.RIGHT)
     latencies_ms: NDArray[np.float64] = 1e3 * run.samples.latency_s[chosen]
     return latencies_ms
 

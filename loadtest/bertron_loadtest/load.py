@@ -238,9 +238,12 @@ def _locust_command(
 
 @contextlib.contextmanager
 def _locust(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Locust as a process, which does not outlive the block."""
+    """Locust as a process, which outlives neither the block nor this process."""
+    from bertron_server import die_with_parent
+
+    dies_with_us = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
     process = subprocess.Popen(
-        command,
+        [*dies_with_us, *command],
         stdout=subprocess.DEVNULL,  # its summary, which the report has
         stderr=log,
         start_new_session=True,

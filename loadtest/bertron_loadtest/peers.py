@@ -215,14 +215,14 @@ def _measure(
         )
         name = f"{contender.name.replace(' ', '-')}-{clients}x{texts_a_call}"
         run = run_load(settings, place, folder / name)
-        found = figures_of(run, run.phases[-1])
+        found = figures_of(run, run.phases[-1]) if run.phases else {}
         whole = figures_of(run, None)
         not_right = run.sent - int(whole["right"] or 0)
-        if run.problem or not_right or not found["right"]:
+        if run.problem or not_right or not found.get("right"):
             told = run.problem or f"{not_right} of {run.sent} calls"
             results.faults.append(f"{contender.name}, {clients} x {texts_a_call}: {told}")
         for figure in _FIGURES:
-            results.of(contender.name, cell, figure).append(found[figure] or float("nan"))
+            results.of(contender.name, cell, figure).append(found.get(figure) or float("nan"))
 
 
 def tables(contenders: Sequence[Contender], results: Results) -> tuple[str, bool]:
@@ -253,7 +253,10 @@ def tables(contenders: Sequence[Contender], results: Results) -> tuple[str, bool
             )
             if not contender.is_peer:
                 best = max(best, (ratio, contender.name))
-        if aim is not None:
+        if aim is not None and not best[1]:  # somebody had no right answer in some round
+            is_reached = False
+            aims.append(f"| {cell[0]} x {cell[1]}: >= {aim:g} x | | | | | not reached |")
+        elif aim is not None:
             slower = [
                 _ratio(results.of(best[1], cell, figure), results.of(peer, cell, figure))
                 for figure in ("p50_ms", "p99_ms")

@@ -43,6 +43,7 @@ MOST_IN_FLIGHT = 4000  # calls of one process in an open loop; beyond it arrival
 # one. Of gevent's 10 the calls in flight take all: answers are then read late, and connections to
 # HTTP wait for seconds to be begun.
 gevent.get_hub().threadpool.maxsize = MOST_IN_FLIGHT + 64
+_LATE_S = 0.5  # beyond the deadline: what a client takes to see that its own is over
 _LONGEST_SLEEP_S = 0.2  # between two looks at whether the run is over
 
 recorder = Recorder()
@@ -225,6 +226,9 @@ class EmbedUser(User):  # type: ignore[misc] # locust is not typed
         except Exception as caught:
             error = caught
         latency_s = recorder.clock.now() - due_s
+        took_s, timeout_s = latency_s - (sent_s - due_s), self.environment.parsed_options.timeout_s
+        if error is None and took_s > timeout_s + _LATE_S:
+            error = TimeoutError(f"answered after {took_s:.1f} s, {timeout_s:g} s were allowed")
         if error is None:
             tokens, num_bytes = answer.tokens, answer.vectors.nbytes
             try:

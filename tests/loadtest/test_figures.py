@@ -51,11 +51,20 @@ def test_a_call_over_an_edge_counts_for_the_part_of_it_that_is_inside():
 
 
 def test_a_call_longer_than_the_phase_counts_for_its_share():
-    found = figures(call(0, 40, texts=20))
+    run = make_run([call(0, 40, texts=20)], [STEADY, phase("after", 20, 30)])
+    found = figures_of(run, STEADY)
     assert found["texts_per_s"] == pytest.approx(20 / 40)
     assert found["calls"] == 0
     assert found["p50_ms"] is None
     assert found["error_share"] is None
+
+
+def test_what_was_held_up_until_after_the_last_phase_is_in_its_tail():
+    prompt = [call(10 + 0.09 * number, 0.05) for number in range(98)]
+    found = figures(*prompt, call(12, 15), call(13, 15))
+    assert found["p50_ms"] == pytest.approx(50)
+    assert found["p99_ms"] == pytest.approx(15_000)
+    assert found["calls"] == 98  # what ended in it
 
 
 def test_the_parts_of_a_run_add_up_to_it():

@@ -41,5 +41,14 @@ def test_too_slow_or_too_late_reaches_no_aim(found):
     assert "| not reached |" in table
 
 
+@pytest.mark.parametrize("who", range(3))
+def test_a_cell_without_a_right_answer_is_a_row_all_the_same(who):
+    rates = [3.0, 6.0, 1.0]
+    rates[who] = float("nan")
+    table, is_reached = tables(CONTENDERS, results(ratios=rates))
+    assert f"| 32 x 1 | {CONTENDERS[who].name} | nan" in table
+    assert is_reached == (who == 0)  # ours in int8 is there, and the peer to hold it against
+
+
 def test_the_default_model_is_there():
     assert (demo_checkpoint() / "model.safetensors").is_file()

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PREPARED = """
 import gc
 from types import SimpleNamespace
@@ -27,3 +29,38 @@ def test_no_full_collection_of_what_is_loaded_pauses_the_load():
     assert before > 50_000
     assert looked_at < 1000
     assert left_out > 50_000
+
+
+CALLED = """
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+from bertron_loadtest import users
+
+now = iter([10.0, 13.0])
+users.recorder.clock = SimpleNamespace(now=lambda: next(now))
+user = users.EmbedUser.__new__(users.EmbedUser)
+answer = SimpleNamespace(vectors=np.ones((1, 2), np.float32), tokens=3)
+user._caller = SimpleNamespace(embed=lambda texts: answer)
+user.answer_check = SimpleNamespace(check=lambda texts, vectors: None)
+user.caller_name, user.workload = "raw-grpc", SimpleNamespace(name="short")
+events = SimpleNamespace(request=SimpleNamespace(fire=lambda **facts: None))
+options = SimpleNamespace(timeout_s=float(sys.argv[1]))
+user.environment = SimpleNamespace(events=events, parsed_options=options)
+user._call(["a"], 10.0)
+(sample,) = users.recorder.samples
+print(sample.outcome, sample.error)
+"""
+
+
+@pytest.mark.parametrize(("timeout_s", "outcome"), [(3, "right"), (2.8, "right"), (2, "timed_out")])
+def test_an_answer_long_after_the_deadline_is_none(timeout_s, outcome):
+    """Some callers' timeouts are of each read, or of each of several requests."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALLED, str(timeout_s)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split()[:1] == [outcome], done.stderr

@@ -1,6 +1,7 @@
 """From a checkpoint to a model repository: all of it right, or nothing of it there."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -286,3 +287,12 @@ def test_a_disk_that_is_full_leaves_the_previous_export(source, tmp_path, monkey
     assert files_under(repository) == before
     assert {path.name for path in repository.iterdir()} == {"bert", "tokenizer", "text_embedding"}
     assert checked_file(repository / "bert" / "1", "model.pt")[1].dtype == "float32"
+
+
+def test_a_file_system_without_locks_is_written_too(source, tmp_path, monkeypatch):
+    def none(_descriptor, _operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    export(str(source), tmp_path / "models")
+    checked_file(tmp_path / "models" / "bert" / "1", "model.pt")

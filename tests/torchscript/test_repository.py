@@ -50,3 +50,7 @@ def test_the_ensemble_publishes_what_the_model_is():
     for key in ("max_tokens_per_text", "dtype", "pooling", "normalize"):
         value = OTHER[key]
         assert f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' in rendered
+
+
+def test_the_default_name_written_out_is_the_default():
+    assert model_names("text_embedding") == model_names(None) == {step: step for step in STEPS}
