@@ -19,14 +19,13 @@ from bertron_kernels.gemm import BIAS, GELU, PARTIALS, GemmTile, gemm, gemm_part
 from bertron_kernels.gemm import CANDIDATES as GEMM_TILES
 from bertron_kernels.launch import capability
 from bertron_kernels.layer_norm import add_partials_layer_norm
+from gpu_chains import LEAST_GAIN, PART, Chains, Products
 from gpu_chains import SHAPES as CHAINS
-from gpu_chains import Chains, Products
 from gpu_kernels import LIBRARY, OURS, Case, Peer, Run
 from gpu_report import Row
 from gpu_timing import Budget
 from torch import Tensor
 
-PART = "tune"
 DTYPE = torch.float16  # bf16 moves as many bytes through the same units, and shares the tables
 ATTENTION_TOKENS = 4096
 # A measurement serves batches down to half of it only, so each power of two has its own; those that
@@ -36,8 +35,6 @@ MOST_SPLIT_TOKENS = 256
 # E, I: of the models that are measured whole, then of the others.
 CHAIN_SIZES, OTHER_SIZES = gpu_kernels.SIZES[:2], gpu_kernels.SIZES[2:]
 EPILOGUES = {"linear": BIAS, "linear_gelu": GELU, "linear_add_layer_norm": PARTIALS}
-# Two timings of one kernel differ by about this much; what gains less stays as it is.
-LEAST_GAIN = 1.02
 
 
 @dataclasses.dataclass(frozen=True)

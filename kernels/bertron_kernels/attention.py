@@ -360,7 +360,6 @@ def plan_varlen_attention(
         },
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        overlaps=overlap,
     )
 
 

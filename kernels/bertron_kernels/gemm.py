@@ -55,18 +55,18 @@ class GemmTile:
 
 
 M16_N64 = GemmTile(16, 64, 64, num_warps=4, num_stages=4)
-M32_N64 = GemmTile(32, 64, 64, num_warps=4, num_stages=4)
 M64_N64 = GemmTile(64, 64, 64, num_warps=4, num_stages=4)
 M64_N64_BULK = GemmTile(64, 64, 64, num_warps=4, num_stages=4, bulk=True)
 M128_N128_BULK = GemmTile(128, 128, 64, num_warps=8, num_stages=3, bulk=True)
 M128_N128_PERSISTENT = GemmTile(128, 128, 64, num_warps=8, num_stages=4, bulk=True, persistent=True)
 M128_N256_PERSISTENT = GemmTile(128, 256, 64, num_warps=8, num_stages=3, bulk=True, persistent=True)
 
-# For batches of few tokens, whose product is as long as its slowest program: more programs with
-# fewer columns or terms each, and more of a program's terms on their way at once.
-FEW_TOKENS = (
+# All that is ever compiled; the compile gate holds each to no spills. The first dozen are for few
+# tokens, whose product is as long as its slowest program: more programs with fewer columns or terms
+# each, and more of a program's terms on their way at once.
+CANDIDATES = (
     M16_N64,
-    M32_N64,
+    GemmTile(32, 64, 64, num_warps=4, num_stages=4),
     M64_N64,
     GemmTile(16, 32, 128, num_warps=4, num_stages=4),
     GemmTile(32, 32, 128, num_warps=4, num_stages=4),
@@ -77,10 +77,6 @@ FEW_TOKENS = (
     GemmTile(64, 64, 64, num_warps=4, num_stages=4, splits=2),
     GemmTile(64, 64, 64, num_warps=4, num_stages=4, splits=4),
     GemmTile(64, 64, 64, num_warps=4, num_stages=4, splits=8),
-)
-# All that is ever compiled; the compile gate holds each to no spills.
-CANDIDATES = (
-    *FEW_TOKENS,
     M64_N64_BULK,
     GemmTile(64, 128, 64, num_warps=4, num_stages=4, bulk=True),
     GemmTile(128, 128, 64, num_warps=4, num_stages=3, bulk=True),
@@ -336,7 +332,6 @@ def plan_gemm(
         constants=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        overlaps=overlap,
     )
 
 

@@ -52,7 +52,6 @@ class Launch:
         constants: ``tl.constexpr`` arguments by name: each new value is a new compilation.
         num_warps: Warps of 32 threads a program.
         num_stages: Depth of the software pipeline of loads in the kernel's loop.
-        overlaps: Whether the kernel is started before the one ahead has ended; it waits by itself.
     """
 
     kernel: Any
@@ -61,7 +60,11 @@ class Launch:
     constants: Mapping[str, int | float | bool | str]
     num_warps: int
     num_stages: int = 1
-    overlaps: bool = False
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it is started before the kernel ahead has ended: one that waits by itself."""
+        return bool(self.constants.get("OVERLAPS"))
 
     @property
     def options(self) -> dict[str, int | bool]:

@@ -122,7 +122,6 @@ def plan_add_layer_norm(
             "OVERLAPS": overlap,
         },
         num_warps=tile.num_warps,
-        overlaps=overlap,
     )
 
 

@@ -324,8 +324,8 @@ def _install(
         for version in versions.values():
             (version / "manifest.json").unlink(missing_ok=True)
         write_configs(repository, name=name, manifest=manifest, gpu_dtype=gpu_dtype)
-        for version, brought in near.items():
-            os.replace(brought, version / brought.name.removesuffix(".new").removeprefix("."))  # noqa: PTH105
+        for step, file_name in placed.items():
+            os.replace(near[versions[step]], versions[step] / file_name)  # noqa: PTH105
     for version in versions.values():
         manifest.write(version)
 

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,10 +143,9 @@ def _running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     from bertron_server import die_with_parent
 
-    dies_with_us = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [*dies_with_us, *command],
+            die_with_parent.tied([*command]),
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -241,9 +241,8 @@ def _locust(command: Sequence[str], log: IO[bytes]) -> Iterator[subprocess.Popen
     """Locust as a process, which outlives neither the block nor this process."""
     from bertron_server import die_with_parent
 
-    dies_with_us = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
     process = subprocess.Popen(
-        [*dies_with_us, *command],
+        die_with_parent.tied([*command]),
         stdout=subprocess.DEVNULL,  # its summary, which the report has
         stderr=log,
         start_new_session=True,

@@ -9,7 +9,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,9 +176,8 @@ class TritonServer:
         shared_memory.remove_stale_regions()
         if self._log_path is not None:
             self._log_file = self._log_path.open("a", encoding="utf-8")
-        dies_with_us = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid())]
         self._process = subprocess.Popen(
-            [*dies_with_us, *command],
+            die_with_parent.tied(command),
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
