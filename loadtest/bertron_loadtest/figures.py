@@ -5,6 +5,7 @@ not exceed, so it is always one that was seen.
 """
 
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -29,7 +30,7 @@ SERVER_PARTS = (
 )
 FIGURES = (
     *("calls", "calls_per_s", "texts_per_s", "tokens_per_s"),
-    *("mean_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms", "p99_over_p50"),
+    *("mean_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms", "p99_over_p50", "usual_p99_over_p50"),
     *("right", "wrong", "refused", "timed_out", "disconnected", "failed"),
     *("error_share", "refused_share", "unanswered", "generator_lag_p99_ms", "not_sent"),
     *("server_ms", "network_ms", *SERVER_PARTS),
@@ -39,6 +40,7 @@ PROCESS_FIGURES = ("cpu_cores", "memory_mb", "memory_slope_mb_per_min")
 
 RAMP_PHASE = re.compile(r"\d+ users")
 SETTLING_S = 1.0  # of a ramp's step, in which its new users begin; half of a step that is shorter
+TAIL_PARTS = 5  # of a phase, each with a tail of its own, for usual_p99_over_p50
 ONE_REQUEST_TOLERANCE = 0.1  # calls on a phase's edge make calls and requests differ a little
 
 _BUCKET = re.compile(r'bertron_batch_tokens_bucket\{le="([^"]+)"\}')
@@ -61,9 +63,12 @@ def figures_of(run: Run, phase: PhaseRecord | None) -> Figures:
 
     Returns:
         Exactly ``FIGURES``, then ``PROCESS_FIGURES`` of each process as ``cpu_cores.bert``, MB
-        being 10^6 bytes. None is what cannot be known: a latency where no call was right, the
-        server's part where snapshots do not hold it or its counters fell, tokens where a right
-        call does not say how many, ``network_ms`` where a call may be several requests.
+        being 10^6 bytes. ``usual_p99_over_p50`` is the median of ``p99_over_p50`` of five equal
+        parts of the calls, in the order of their ends: a moment in which something else had the
+        cores is in one or two of them, a fault of the server in most. None is what cannot be
+        known: a latency where no call was right, the server's part where snapshots do not hold it
+        or its counters fell, tokens where a right call does not say how many, ``network_ms``
+        where a call may be several requests, a usual tail of fewer than five calls.
         ``between_steps_ms`` may be a little below 0: a step's time ends after its answer has left.
     """
     samples, span = run.samples, measured_span(run, phase)
@@ -245,15 +250,26 @@ def _rates(samples: Samples, right: NDArray[np.bool_], span: Span) -> Figures:
 
 
 def _latencies(latencies_ms: NDArray[np.float64]) -> Figures:
-    p50_ms, p99_ms = percentile(latencies_ms, 50), percentile(latencies_ms, 99)
     return {
         "mean_ms": float(latencies_ms.mean()) if len(latencies_ms) else None,
-        "p50_ms": p50_ms,
+        "p50_ms": percentile(latencies_ms, 50),
         "p95_ms": percentile(latencies_ms, 95),
-        "p99_ms": p99_ms,
+        "p99_ms": percentile(latencies_ms, 99),
         "max_ms": percentile(latencies_ms, 100),
-        "p99_over_p50": p99_ms / p50_ms if p99_ms is not None and p50_ms else None,
+        "p99_over_p50": _tail(latencies_ms),
+        "usual_p99_over_p50": _usual_tail(latencies_ms),
     }
+
+
+def _tail(latencies_ms: NDArray[np.float64]) -> float | None:
+    p50_ms, p99_ms = percentile(latencies_ms, 50), percentile(latencies_ms, 99)
+    return p99_ms / p50_ms if p99_ms is not None and p50_ms else None
+
+
+def _usual_tail(latencies_ms: NDArray[np.float64]) -> float | None:
+    tails = [_tail(part) for part in np.array_split(latencies_ms, TAIL_PARTS)]
+    known = [tail for tail in tails if tail is not None]
+    return statistics.median(known) if len(known) == TAIL_PARTS else None
 
 
 def _server_figures(run: Run, span: Span) -> Figures:

@@ -10,7 +10,7 @@ import pytest
 from real_server import MODEL_REPOSITORY
 
 # A busy machine may answer late; it may not answer wrongly, nor lose anything.
-TIMING = {"p99_over_p50", "generator_lag_p99_ms", "texts_per_s"}
+TIMING = {"usual_p99_over_p50", "p99_over_p50", "generator_lag_p99_ms", "texts_per_s"}
 
 
 @pytest.mark.slow

@@ -111,6 +111,30 @@ def test_percentiles_are_of_the_nearest_rank():
     assert percentile(np.arange(1.0, 701), 99) == 693  # 0.99 * 700 is above 693 in floats
 
 
+def calls_of_100_s(slow):
+    """Calls of a second, ten a second and one after the other; slow ones take ten."""
+    return [call(index / 10, 10.0 if index in slow else 1.0) for index in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("slow", "tail", "usual_tail"),
+    [
+        (range(500, 530), 10, 1),  # something else had the cores for 3 s
+        (range(0, 1000, 40), 10, 10),  # the server now and then
+    ],
+)
+def test_the_usual_tail_is_that_of_most_of_the_time(slow, tail, usual_tail):
+    found = figures_of(make_run(calls_of_100_s(slow), [phase("steady", 0, 111)]), None)
+    assert found["p99_over_p50"] == pytest.approx(tail)
+    assert found["usual_p99_over_p50"] == pytest.approx(usual_tail)
+
+
+def test_four_calls_have_no_usual_tail():
+    calls = [call(11, 0.1)] * 5
+    assert figures(*calls)["usual_p99_over_p50"] == pytest.approx(1)
+    assert figures(*calls[:4])["usual_p99_over_p50"] is None
+
+
 def test_one_call_is_every_percentile():
     found = figures(call(11, 0.25))
     for name in ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms"):
