@@ -10,6 +10,7 @@ from locust.runners import WorkerRunner
 from bertron_loadtest.run_record import Run
 from bertron_loadtest.samples import Samples
 from bertron_loadtest.setting import describe_setting
+from bertron_loadtest.shape import note_lost_workers
 from bertron_loadtest.users import recorder
 
 # What a comparison of two runs wants to know, as ``load.LoadSettings`` names it: Locust's own
@@ -30,6 +31,7 @@ def _save(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     if not options.output_folder or isinstance(environment.runner, WorkerRunner):
         return
+    note_lost_workers(environment.runner)  # Locust ends a run whose last worker is lost
     settings = {name: getattr(options, name) for name in _SETTINGS}
     users = options.num_users or 1
     is_open = options.loop == "open"

@@ -3,6 +3,7 @@
 import inspect
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from typing import Any
 
 import gevent
 from locust import LoadTestShape, events
@@ -20,6 +21,24 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="steady")
     parser.add_argument("--seconds", type=float, default=60.0, help="of load after the warm-up")
     parser.add_argument("--warm-up-s", type=float, default=3.0, help="before it")
+
+
+def note_lost_workers(runner: Any, *, is_stopped: bool = False) -> None:
+    """Make it the run's problem that a worker died: what it had sent last is in no count.
+
+    Args:
+        runner: Locust's, of this process; only a master has workers.
+        is_stopped: Whether all workers were told to stop and had the time to say that they did.
+    """
+    if not isinstance(runner, MasterRunner) or recorder.problem:
+        return
+    # A worker counts as missing when it has been silent for three seconds; one that stops leaves.
+    lost = runner.clients.all if is_stopped else runner.clients.missing
+    if lost:
+        names = ", ".join(sorted(worker.id for worker in lost))
+        recorder.problem = (
+            f"load workers were lost, and what they sent last is not counted: {names}"
+        )
 
 
 class PhaseShape(LoadTestShape):  # type: ignore[misc] # locust is not typed
@@ -41,6 +60,7 @@ class PhaseShape(LoadTestShape):  # type: ignore[misc] # locust is not typed
 
     def tick(self) -> tuple[int, float] | None:
         """Return users and users a second to reach them; None ends the run."""
+        note_lost_workers(self.runner)
         if recorder.problem:
             return None
         if not self._is_begun:
@@ -65,6 +85,7 @@ class PhaseShape(LoadTestShape):  # type: ignore[misc] # locust is not typed
                 # Its quit() waits half a second for the workers; this waits for their last calls.
                 self.runner.stop()
                 gevent.sleep(_UNREPORTED_S)
+                note_lost_workers(self.runner, is_stopped=True)
             return None
         return self._phase.users, float(self._phase.users)
 

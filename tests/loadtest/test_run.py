@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from bertron_client import Client
 from bertron_loadtest.answers import KnownVectors
@@ -207,6 +209,37 @@ def test_several_workers_make_one_run(healthy, tmp_path):
     }
     asked = [tuple(request.texts) for request in healthy.behaviour.requests[-run.sent :]]
     assert len(set(asked)) > 50  # workers' users have texts of their own
+
+
+@pytest.mark.parametrize(("number_killed", "calls_before"), [(1, 60), (2, 60), (1, 400)])
+def test_a_worker_that_is_lost_fails_the_run(healthy, tmp_path, number_killed, calls_before):
+    """At once, or where the run ends before it is missed."""
+    healthy.behaviour.requests.clear()
+    command = [sys.executable, "-m", "bertron_loadtest", "run", "--url", healthy.grpc_url]
+    command += ["--seconds", "5", "--users", "4", "--warm-up-s", "1", "--timeout-s", "1.5"]
+    command += ["--workers", "2", "--output", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        await_calls(healthy, calls_before)
+        workers = [
+            process
+            for process in psutil.Process(running.pid).children(recursive=True)
+            if "--worker" in process.cmdline()
+        ]
+        assert len(workers) == 2
+        for worker in workers[:number_killed]:
+            worker.kill()
+        said, _ = running.communicate(timeout=120)
+    assert running.returncode == 1
+    lost = re.search(r"^failed: .*load workers were lost.*: (.+)$", said, re.MULTILINE)
+    assert lost, said
+    assert len(lost[1].split(", ")) == number_killed
+
+
+def await_calls(server, number):
+    limit_s = time.monotonic() + 60
+    while len(server.behaviour.requests) < number:
+        assert time.monotonic() < limit_s
+        time.sleep(0.02)
 
 
 def test_a_server_that_is_absent_fails_and_says_so(tmp_path):
