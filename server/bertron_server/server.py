@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-from bertron_server import die_with_parent, shared_memory
+from bertron_server import descriptors, die_with_parent, shared_memory
 from bertron_server.command import ServerSettings, server_command, server_environment
 from bertron_server.errors import PortTakenError, RepositoryError, StartError, TritonServerError
 from bertron_server.installation import Version, find_installation
@@ -184,6 +184,7 @@ class TritonServer:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on
         )
+        descriptors.allow_many(self._process.pid)
         sinks = [sink for sink in (self._log_file, self._log_stream) if sink is not None]
         assert self._process.stdout is not None  # noqa: S101 - PIPE above
         self._log = ServerLog(self._process.stdout, sinks)

@@ -16,6 +16,7 @@ _PORT_TAKEN = re.compile(r"Socket '(?P<socket>[^']+)' already in use")
 # Errors by their letter only: every CPU machine logs them.
 _HARMLESS = ("CudaDriverHelper has not been initialized", "unable to create stream")
 
+MOST_ALIKE = 3  # a server out of descriptors writes the same line 200,000 times a second
 TAIL_LINES = 1000  # a mistaken flag is answered with 500 lines of help below the one that counts
 
 
@@ -32,16 +33,30 @@ class ServerLog:
         self._thread.start()
 
     def _read(self, source: IO[bytes]) -> None:
+        before, alike = b"", 0
         with source:
             for raw in source:
-                line = raw.decode("utf-8", errors="replace")
-                self._lines.append(line.rstrip("\n"))
-                for sink in list(self._sinks):
-                    try:
-                        sink.write(line)
-                        sink.flush()
-                    except (OSError, ValueError):  # closed: the server must not stop for its log
-                        self._sinks.remove(sink)
+                if raw == before:
+                    alike += 1
+                else:
+                    self._write_left_out(alike)
+                    before, alike = raw, 1
+                if alike <= MOST_ALIKE:
+                    self._write(raw.decode("utf-8", errors="replace"))
+            self._write_left_out(alike)
+
+    def _write_left_out(self, alike: int) -> None:
+        if alike > MOST_ALIKE:
+            self._write(f"({alike - MOST_ALIKE} more of this line)\n")
+
+    def _write(self, line: str) -> None:
+        self._lines.append(line.rstrip("\n"))
+        for sink in list(self._sinks):
+            try:
+                sink.write(line)
+                sink.flush()
+            except (OSError, ValueError):  # closed: the server must not stop for its log
+                self._sinks.remove(sink)
 
     def tail(self, lines: int = TAIL_LINES) -> str:
         """Return the last lines, oldest first."""

@@ -54,3 +54,25 @@ def test_a_sink_that_is_gone_does_not_stop_the_reading() -> None:
     assert log.tail() == "one\n\ufffd two"
     assert log.tail(1) == "\ufffd two"
     assert good.getvalue() == "one\n\ufffd two\n"
+
+
+def read_lines(lines: list[bytes]) -> str:
+    reader, writer = os.pipe()
+    kept = io.StringIO()
+    log = ServerLog(os.fdopen(reader, "rb"), [kept])
+    with os.fdopen(writer, "wb") as file:
+        file.writelines(lines)
+    log.join(timeout_s=10)
+    assert log.tail() + "\n" == kept.getvalue()
+    return kept.getvalue()
+
+
+def test_a_line_that_comes_again_and_again_is_counted() -> None:
+    flood = [b"[warn] no descriptors\n"] * 5000
+    counted = "[warn] no descriptors\n" * 3 + "(4997 more of this line)\n"
+    assert read_lines([*flood, b"well again\n", *flood]) == f"{counted}well again\n{counted}"
+
+
+def test_a_line_that_comes_three_times_is_written_three_times() -> None:
+    lines = [b"one\n"] * 3 + [b"two\n"] + [b"one\n"]
+    assert read_lines(lines) == b"".join(lines).decode()
