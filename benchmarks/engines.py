@@ -70,6 +70,7 @@ class Bertron:
             repository / "tokenizer" / "1" / "tokenizer.json",
             max_tokens_per_text=self.encoder.manifest.limits.max_tokens_per_text,
             max_characters_per_text=100_000,
+            max_characters_per_request=200_000,
         )
 
     def embed_tokens(self, batch: Batch) -> np.ndarray:

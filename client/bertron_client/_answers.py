@@ -35,6 +35,7 @@ class Limits:
         max_batch_size: Texts a request.
         max_tokens_per_text: Or None.
         max_characters_per_text: Or None.
+        max_characters_per_request: Of all its texts together, or None.
         steps: The models that it consists of.
         facts: The rest of what its parameters say.
     """
@@ -43,6 +44,7 @@ class Limits:
     max_batch_size: int
     max_tokens_per_text: Optional[int]
     max_characters_per_text: Optional[int]
+    max_characters_per_request: Optional[int]
     steps: Tuple[str, ...]
     facts: Mapping[str, str]
 
@@ -149,6 +151,7 @@ def read_limits(config: Mapping[str, Any], where: str) -> Limits:
             max_batch_size=int(config.get("max_batch_size", 0)),
             max_tokens_per_text=_optional_int(facts.get("max_tokens_per_text")),
             max_characters_per_text=_optional_int(facts.get("max_characters_per_text")),
+            max_characters_per_request=_optional_int(facts.get("max_characters_per_request")),
             steps=tuple(str(step["model_name"]) for step in steps),
             facts=facts,
         )
@@ -199,6 +202,7 @@ def make_server_info(
         max_batch_size=limits.max_batch_size,
         max_tokens_per_text=limits.max_tokens_per_text,
         max_characters_per_text=limits.max_characters_per_text,
+        max_characters_per_request=limits.max_characters_per_request,
         dtype=limits.facts.get("dtype"),
         device=_device(encoder_config),
         pooling=limits.facts.get("pooling"),

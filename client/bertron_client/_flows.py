@@ -52,7 +52,7 @@ from ._exceptions import (
     ServerUnavailableError,
 )
 from ._models import Embeddings, TokenizedText
-from ._planning import Batch, plan_batches
+from ._planning import Batch, plan_batches, request_bytes
 from ._retry import RetryPolicy
 from ._shared_memory import Layout, Region, Regions
 from ._texts import TextOptions, Texts
@@ -227,7 +227,12 @@ class Flows:
     ) -> Flow:
         """Run ``one`` for every batch that the texts make."""
         texts.check(limits.max_characters_per_text)
-        batches = plan_batches(texts.first, texts.second, max_batch_size=limits.max_batch_size)
+        batches = plan_batches(
+            texts.first,
+            texts.second,
+            max_batch_size=limits.max_batch_size,
+            max_bytes=request_bytes(limits.max_characters_per_request),
+        )
         if len(batches) == 1:
             yield from one(batches[0])
         elif batches:

@@ -27,6 +27,7 @@ class ServerInfo:
         max_batch_size: Texts a request; the client splits longer lists.
         max_tokens_per_text: Longer texts are cut, or refused.
         max_characters_per_text: Longer texts are refused.
+        max_characters_per_request: Of all its texts together; the client keeps to it.
         dtype: In which the model was exported; vectors arrive as float32 always.
         device: "cpu" or "gpu".
         pooling: How a text's tokens become one vector.
@@ -43,6 +44,7 @@ class ServerInfo:
     max_batch_size: int
     max_tokens_per_text: Optional[int]
     max_characters_per_text: Optional[int]
+    max_characters_per_request: Optional[int]
     dtype: Optional[str]
     device: Optional[str]
     pooling: Optional[str]

@@ -52,6 +52,15 @@ def check_lengths(texts: Sequence[str], limit: Optional[int], name: str, first: 
             )
 
 
+def request_bytes(max_characters: Optional[int]) -> int:
+    """Return how much UTF-8 goes into one request, each character being a byte or more.
+
+    Args:
+        max_characters: That the server takes in a request, or None.
+    """
+    return MAX_REQUEST_BYTES if max_characters is None else min(MAX_REQUEST_BYTES, max_characters)
+
+
 def plan_batches(
     texts: Sequence[bytes],
     text_pairs: Optional[Sequence[bytes]],

@@ -7,7 +7,7 @@ from typing import Any, Iterable, List, Optional
 from ._answers import Limits
 from ._exceptions import InvalidInputError
 from ._models import Embedding, Embeddings
-from ._planning import Batch, Reordering, plan_batches
+from ._planning import Batch, Reordering, plan_batches, request_bytes
 from ._texts import TextOptions, Texts
 
 # A window is so many full rounds of requests: texts of like length are looked for within it.
@@ -69,6 +69,7 @@ class Stream:
             checked.first,
             checked.second,
             max_batch_size=self._limits.max_batch_size,
+            max_bytes=request_bytes(self._limits.max_characters_per_request),
             first=self._read,
         )
         self._read += len(texts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from bertron_torchscript.errors import ManifestError
 
 FILE_NAME = "manifest.json"
-FORMAT = 3  # raised when what was exported before must be exported again
+FORMAT = 4  # raised when what was exported before must be exported again
 
 
 @dataclasses.dataclass(frozen=True)

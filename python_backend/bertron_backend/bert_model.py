@@ -6,12 +6,17 @@ import json
 import os
 import time
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bertron_backend import garbage, triton_io
 from bertron_backend.batch_metrics import CountPublisher
 from bertron_backend.encoder_queue import QueueExit
+from bertron_backend.errors import RequestError
 from bertron_backend.settings import EncoderSettings, GpuSettings
+
+if TYPE_CHECKING:  # torch is loaded later, see initialize
+    from bertron_backend.encoder import FloatArray
+    from bertron_backend.packing import TokenRequest
 
 # On CPUs the encoder takes all cores, and yields a little to the processes that feed it. Else they
 # wait for a core at each step of a request: with five times the load that it can bear, a tokenizer
@@ -64,11 +69,18 @@ class TritonPythonModel:
         read = partial(triton_io.read_tokens, queue=self._queue)
         self._queue.begin()
         try:
-            return triton_io.answer_each(
-                requests, read, self._encoder.embed, triton_io.embedding_response
-            )
+            return triton_io.answer_each(requests, read, self._embed, triton_io.embedding_response)
         finally:
             self._queue.end()
+
+    def _embed(
+        self, requests: list[TokenRequest]
+    ) -> list[tuple[TokenRequest, FloatArray] | RequestError]:
+        answers = self._encoder.embed(requests)
+        return [
+            answer if isinstance(answer, RequestError) else (request, answer)
+            for request, answer in zip(requests, answers, strict=True)
+        ]
 
     def finalize(self) -> None:
         """Take the metrics away, and what lies outside this process."""

@@ -116,6 +116,7 @@ class QueueEntrance:
     def join(self, tokens: int, deadline_us: int) -> Ticket:
         """Give a request that was admitted, and has so many tokens, its place."""
         begin, self._end = self._end, self._end + tokens
+        self._page.head.handed_on = self._end
         return Ticket(deadline_us, self.queue, begin, self._end)
 
     def close(self) -> None:
@@ -129,8 +130,7 @@ class QueueEntrance:
         since_us = self._now_us() - IDLE_AFTER_US
         if all(not line.is_busy and line.changed_us < since_us for line in lines):
             return 0, 0.0
-        # Whoever calls the encoder directly can write any number on a ticket.
-        place = max((line.place for line in lines if line.place <= self._end), default=self._end)
+        place = max((line.place for line in lines), default=self._end)
         tokens_a_us = sum(1000 / max(line.ns_per_token, 1) for line in lines)
         return self._end - place, (self._end - place) / tokens_a_us
 
@@ -163,10 +163,17 @@ class QueueExit:
             outlet.line.is_busy = 1
             outlet.line.changed_us = self._started_us
 
-    def see(self, ticket: Ticket, *, is_late: bool) -> None:
-        """One of its requests; one that is late will not be computed."""
+    def see(self, ticket: Ticket, *, size: int, is_late: bool) -> None:
+        """One of its requests.
+
+        Args:
+            ticket: Whoever calls the encoder directly can write any number on one: what the
+                tokenizer cannot have written is left out.
+            size: Of its arrays, padding included: it has no more tokens.
+            is_late: It will not be computed.
+        """
         outlet = self._outlets.get(ticket.queue) or self._open(ticket)
-        if outlet is not None:
+        if outlet is not None and ticket.end - ticket.begin <= size:
             outlet.take(ticket, is_late=is_late)
 
     def end(self) -> None:
@@ -228,9 +235,12 @@ class _Outlet:
     slowness: float = 1.0
 
     def take(self, ticket: Ticket, *, is_late: bool) -> None:
+        if not 0 <= ticket.begin <= ticket.end <= self.page.head.handed_on:
+            return
+        # A number may come after a higher one, but what was passed stays passed.
         if self.end is None:
-            self.line.place = ticket.begin  # what is being computed waits too
-        self.end = ticket.end
+            self.line.place = max(self.line.place, ticket.begin)  # what is computed waits too
+        self.end = max(self.end or 0, ticket.end)
         if not is_late:
             self.tokens += ticket.end - ticket.begin
 
@@ -243,7 +253,7 @@ class _Outlet:
             self.slowness += weight * (found - self.slowness)
             self.say_speed(cost)
         if self.end is not None:
-            self.line.place = self.end
+            self.line.place = max(self.line.place, self.end)
         self.line.is_busy = 0
         self.tokens, self.end = 0, None
 

@@ -16,11 +16,17 @@ IntArray = npt.NDArray[np.int32]
 
 @dataclasses.dataclass(frozen=True)
 class TokenRequest:
-    """One request's arrays as they came, each [b, s] int32."""
+    """One request's arrays as they came.
+
+    Attributes:
+        input_ids: [b, s] int32, as the next two.
+        truncated: [b, 1] bool, what the tokenizer says of each text; None where it was passed by.
+    """
 
     input_ids: IntArray
     attention_mask: IntArray
     token_type_ids: IntArray
+    truncated: npt.NDArray[np.bool_] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The page on which encoders tell a tokenizer how far they have come, and how fast they are.
 
-One page a tokenizer, a file in memory that all of them map; one line of it an encoder. Nobody waits
-for anybody: each number is written by one process and read by another.
+One page a tokenizer, a file in memory that all of them map. Its first line is the tokenizer's, each
+other one an encoder's. Nobody waits for anybody: each number is written by one process and read by
+others.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ def path_of(directory: Path, queue: int) -> Path:
     return directory / f"{queue:016x}"
 
 
+class Head(ctypes.Structure):
+    """What the tokenizer says, in as many bytes as a line has."""
+
+    _fields_ = (
+        ("handed_on", ctypes.c_int64),  # tokens so far: no true ticket has a higher number
+        ("_rest", ctypes.c_int64 * 7),
+    )
+
+
 class Line(ctypes.Structure):
     """What one encoder says on a page: a cache line, which no other encoder writes into."""
 
@@ -52,9 +62,12 @@ class Page:
                 raise OSError(f"a queue's page has {PAGE_BYTES} bytes")
             mapping = mmap.mmap(descriptor, PAGE_BYTES)
             keep()
+        self.head = Head.from_buffer(mapping)
         # A tuple, since an array makes a new object at each look: 6 us of every request, not 1.
         self._lines: tuple[Line, ...] = tuple(
-            (Line * (PAGE_BYTES // ctypes.sizeof(Line))).from_buffer(mapping)
+            (Line * (PAGE_BYTES // ctypes.sizeof(Line) - 1)).from_buffer(
+                mapping, ctypes.sizeof(Head)
+            )
         )
 
     def lines(self) -> list[Line]:

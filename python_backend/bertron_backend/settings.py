@@ -19,11 +19,13 @@ class TokenizerSettings:
     Attributes:
         max_tokens_per_text: Longest text, special tokens included.
         max_characters_per_text: A longer text is refused before it is tokenised.
+        max_characters_per_request: So is a request whose texts and pairs have more together.
         max_wait_us: How long a request may wait for the encoder; its own timeout can lower it.
     """
 
     max_tokens_per_text: int
     max_characters_per_text: int
+    max_characters_per_request: int
     max_wait_us: int
 
     @classmethod
@@ -32,6 +34,7 @@ class TokenizerSettings:
         return cls(
             max_tokens_per_text=_positive(config, "max_tokens_per_text"),
             max_characters_per_text=_positive(config, "max_characters_per_text"),
+            max_characters_per_request=_positive(config, "max_characters_per_request"),
             max_wait_us=_positive(config, "max_wait_us"),
         )
 

@@ -36,6 +36,7 @@ class TritonPythonModel:
             path,
             max_tokens_per_text=settings.max_tokens_per_text,
             max_characters_per_text=settings.max_characters_per_text,
+            max_characters_per_request=settings.max_characters_per_request,
         )
         model = args["model_name"]
         self._admission = Admission(_entrance(model), queue_age.watched(model))

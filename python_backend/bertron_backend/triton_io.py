@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from bertron_backend.batch_metrics import DESCRIPTIONS, Counter
@@ -19,6 +20,7 @@ from bertron_backend.errors import (
     InferenceError,
     InvalidInputError,
     OverloadedError,
+    quoted,
 )
 from bertron_backend.packing import TokenRequest
 
@@ -34,8 +36,11 @@ _CODES: dict[type[Exception], str] = {
     ExpiredError: "UNAVAILABLE",
     OverloadedError: "UNAVAILABLE",
 }
-# Outputs of the tokenizer that the ensemble never takes.
+# Outputs of the tokenizer that the ensemble never takes. What it tells of its texts comes out of
+# the encoder, by the ticket: of a request for that alone, Triton server would leave out the
+# encoder, and the tokenizer count tokens as waiting there that never come.
 _TOKEN_STRINGS = frozenset({"TOKENS", "OFFSETS"})
+_OF_TEXTS = frozenset({"TOKEN_COUNT", "TRUNCATED"})
 
 
 def version_directory(args: dict[str, str]) -> Path:
@@ -167,10 +172,13 @@ def read_texts(request: Any) -> TextRequest:
     """TEXT, TEXT_PAIR and the parameters ``truncate`` and ``is_pretokenized`` of one request.
 
     Raises:
-        InvalidInputError: A text is not UTF-8, or ``is_pretokenized`` neither true nor false.
+        InvalidInputError: There is no TEXT, it or a parameter is not UTF-8, or
+            ``is_pretokenized`` is neither true nor false.
     """
-    parameters = json.loads(request.parameters() or "{}")
+    parameters = _parameters(request)
     inputs = _inputs(request)
+    if "TEXT" not in inputs:  # Triton server lets a request without it through to us
+        raise InvalidInputError("the request has no TEXT")
     pairs = inputs.get("TEXT_PAIR")
     return TextRequest(
         texts=_decoded("TEXT", inputs["TEXT"]),
@@ -181,19 +189,23 @@ def read_texts(request: Any) -> TextRequest:
     )
 
 
-def token_response(_request: Any, answer: tuple[TokenBatch, Ticket]) -> Any:
+def token_response(request: Any, answer: tuple[TokenBatch, Ticket]) -> Any:
     """The tokenizer's response, with the ticket for the encoder."""
     batch, ticket = answer
-    asked_for = {"TOKENS": batch.tokens, "OFFSETS": batch.offsets}
-    return _response(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        token_type_ids=batch.token_type_ids,
-        TOKEN_COUNT=batch.token_count,
-        TRUNCATED=batch.truncated,
-        ticket=np.full((len(batch.token_count), len(ticket)), ticket, dtype=np.int64),
-        **{name: array for name, array in asked_for.items() if array is not None},
-    )
+    tickets = np.empty((len(batch.token_count), len(ticket) + 1), dtype=np.int64)
+    tickets[:, :-1] = ticket
+    tickets[:, -1:] = batch.truncated
+    outputs: dict[str, npt.NDArray[Any] | None] = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "token_type_ids": batch.token_type_ids,
+        "ticket": tickets,
+        "TOKENS": batch.tokens,
+        "OFFSETS": batch.offsets,
+    }
+    if not _OF_TEXTS.isdisjoint(request.requested_output_names()):
+        outputs |= {"TOKEN_COUNT": batch.token_count, "TRUNCATED": batch.truncated}
+    return _response(**{name: array for name, array in outputs.items() if array is not None})
 
 
 def read_tokens(request: Any, queue: QueueExit) -> TokenRequest:
@@ -203,25 +215,30 @@ def read_tokens(request: Any, queue: QueueExit) -> TokenRequest:
         ExpiredError: Nobody waits for the answer any more; computing it would delay the others.
     """
     inputs = _inputs(request)
-    ticket = _ticket(inputs)
-    if ticket is not None:
+    input_ids, tickets = inputs["input_ids"].as_numpy(), _tickets(inputs)
+    if tickets is not None:
+        ticket = Ticket(*tickets[0, :-1].tolist())  # each text's is the same
         late_us = monotonic_us() - ticket.deadline_us
-        queue.see(ticket, is_late=late_us > 0)
+        queue.see(ticket, size=input_ids.size, is_late=late_us > 0)
         if late_us > 0:
             raise ExpiredError(
                 f"Request timeout expired {late_us / 1e6:.3f} s before the encoder came to it; "
                 "the server is overloaded"
             )
     return TokenRequest(
-        input_ids=inputs["input_ids"].as_numpy(),
+        input_ids=input_ids,
         attention_mask=inputs["attention_mask"].as_numpy(),
         token_type_ids=inputs["token_type_ids"].as_numpy(),
+        truncated=None if tickets is None else tickets[:, -1:] != 0,
     )
 
 
-def embedding_response(_request: Any, rows: FloatArray) -> Any:
-    """The encoder's response."""
-    return _response(EMBEDDING=rows)
+def embedding_response(_request: Any, answer: tuple[TokenRequest, FloatArray]) -> Any:
+    """The encoder's response; a text that came without a ticket was not cut by anybody here."""
+    tokens, rows = answer
+    cut = np.zeros((len(rows), 1), dtype=np.bool_) if tokens.truncated is None else tokens.truncated
+    counts = tokens.attention_mask.sum(axis=1, keepdims=True, dtype=np.int32)
+    return _response(EMBEDDING=rows, TOKEN_COUNT=counts, TRUNCATED=cut)
 
 
 def _inputs(request: Any) -> dict[str, Any]:
@@ -229,18 +246,29 @@ def _inputs(request: Any) -> dict[str, Any]:
     return {tensor.name(): tensor for tensor in request.inputs()}
 
 
-def _ticket(inputs: dict[str, Any]) -> Ticket | None:
-    """None where the tokenizer was passed by."""
+def _tickets(inputs: dict[str, Any]) -> npt.NDArray[np.int64] | None:
+    """[b, 5], a ticket and whether the text was cut; None where the tokenizer was passed by."""
     tensor = inputs.get("ticket")
-    rows = [] if tensor is None else tensor.as_numpy().tolist()  # [b, 4], each text's the same
-    return Ticket(*rows[0]) if rows else None
+    rows = None if tensor is None else tensor.as_numpy()
+    return rows if rows is not None and len(rows) else None
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    try:
+        found = request.parameters()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"a parameter is not UTF-8: byte 0x{error.object[error.start]:02x}"
+        ) from None
+    parameters: dict[str, Any] = json.loads(found or "{}")
+    return parameters
 
 
 def _flag(parameters: dict[str, Any], name: str) -> bool:
     # A curl command or a header can only spell it: "true".
     value = str(parameters.get(name, False)).lower()
     if value not in ("true", "false"):
-        raise InvalidInputError(f"{name} is {parameters[name]!r}, not true or false")
+        raise InvalidInputError(f"{name} is {quoted(parameters[name])}, not true or false")
     return value == "true"
 
 

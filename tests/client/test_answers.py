@@ -100,6 +100,7 @@ def test_what_the_server_does_not_say_is_none():
     limits = read_limits(CONFIG, "m")
     assert (limits.embedding_size, limits.max_batch_size) == (384, 64)
     assert (limits.max_tokens_per_text, limits.max_characters_per_text) == (256, None)
+    assert limits.max_characters_per_request is None
     info = make_server_info("http://x:1", "m", limits, {}, {}, {})
     assert info.server_version == "unknown"
     assert info.model_versions == info.models == ()

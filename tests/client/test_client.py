@@ -9,9 +9,9 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from bertron_client import InvalidInputError, ProtocolError, RetryPolicy
+from bertron_client import Client, InvalidInputError, ProtocolError, RetryPolicy
 from bertron_client.testing import MockTransport
-from fake_triton_model import vectors_of
+from fake_triton_model import MAX_REQUEST_CHARACTERS, vectors_of
 from fake_triton_server import EMBEDDING_SIZE, MAX_CHARACTERS, MAX_TOKENS, FakeTritonServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -55,6 +55,16 @@ def test_any_list_in_any_split_gives_each_text_its_own_row(
     for row in client.embed_iter(texts, text_pairs=seconds, ordered=False):
         np.testing.assert_array_equal(row.vector, embeddings[row.index])
         np.testing.assert_array_equal(row.vector, rows[row.index].vector)
+
+
+def test_requests_keep_to_the_characters_that_the_server_takes(client, server):
+    texts = ["x" * MAX_CHARACTERS] * 7
+    client.embed(texts)
+    client.tokenize(texts)
+    assert len(list(client.embed_iter(texts))) == 7
+    sizes = [sum(map(len, request.texts)) for request in server.behaviour.requests]
+    assert max(sizes) == MAX_REQUEST_CHARACTERS
+    assert sum(sizes) == 3 * 7 * MAX_CHARACTERS
 
 
 def test_requests_are_even_and_group_texts_of_similar_length(client, server):
@@ -267,6 +277,15 @@ def test_calls_after_close_say_so(client):
     ):
         with pytest.raises(RuntimeError, match="the client is closed"):
             method()
+
+
+def test_a_closed_client_closes_its_channel(server):
+    with Client(server.grpc_url) as client:
+        client.embed(["a"])
+        channel = client._transport._channel
+    live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+    with pytest.raises(ValueError, match="closed channel"):
+        live(b"", timeout=5)
 
 
 def test_nothing_is_left_after_close(server, protocol, style, open_client):

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 from bertron_client import Embeddings, InvalidInputError
-from bertron_client._planning import Batch, Reordering, check_lengths, plan_batches
+from bertron_client._planning import (
+    Batch,
+    Reordering,
+    check_lengths,
+    plan_batches,
+    request_bytes,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +35,13 @@ def test_no_batch_of_several_texts_is_larger_than_allowed(sizes, max_batch_size,
     for batch in batches:
         total = sum(map(len, batch.texts)) + sum(map(len, batch.text_pairs))
         assert total <= max_bytes or len(batch.texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("max_characters", "expected"), [(None, 2**20), (10**9, 2**20), (5000, 5000)]
+)
+def test_a_request_is_as_large_as_the_server_takes_and_never_huge(max_characters, expected):
+    assert request_bytes(max_characters) == expected
 
 
 def test_rows_are_counted_from_the_first():

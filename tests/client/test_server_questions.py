@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 from bertron_client import ModelStatistics, ProtocolError, ServerInfo
-from fake_triton_model import MAX_CHARACTERS, MAX_TOKENS, VERSION, id_of, tokenize
+from fake_triton_model import (
+    MAX_CHARACTERS,
+    MAX_REQUEST_CHARACTERS,
+    MAX_TOKENS,
+    VERSION,
+    id_of,
+    tokenize,
+)
 
 
 def test_tokens_of_many_texts(client, server):
@@ -52,11 +59,18 @@ def test_server_info(client, server, protocol):
         max_batch_size=8,
         max_tokens_per_text=MAX_TOKENS,
         max_characters_per_text=MAX_CHARACTERS,
+        max_characters_per_request=MAX_REQUEST_CHARACTERS,
         dtype="float32",
         device="cpu",
         pooling="mean",
         normalized=True,
     )
+
+
+def test_server_info_is_of_the_server_that_is_there_now(client, server):
+    assert client.server_info().max_batch_size == 8
+    server.behaviour.max_batch_size = 3  # as after a restart
+    assert client.server_info().max_batch_size == 3
 
 
 def test_what_the_server_does_not_say_is_none(client, server):

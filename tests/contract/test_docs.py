@@ -252,6 +252,7 @@ def test_what_inputs_md_quotes_has_the_limits_values():
     inputs = DOCUMENTS["docs/inputs.md"]
     for text in (
         f"the server takes at most {values_in_configs('max_characters_per_text')['tokenizer']};",
+        f"at most {values_in_configs('max_characters_per_request')['tokenizer']} in all its texts",
         f"the model takes at most {values_in_configs('max_tokens_per_text')['tokenizer']};",
         f"batch-size must be <= {values_in_configs('max_batch_size')['tokenizer']} for",
     ):

@@ -63,7 +63,9 @@ def test_batch_limits_agree(configs):
     assert len({config.max_batch_size for config in configs.values()}) == 1
 
 
-@pytest.mark.parametrize("key", ["max_tokens_per_text", "max_characters_per_text"])
+@pytest.mark.parametrize(
+    "key", ["max_tokens_per_text", "max_characters_per_text", "max_characters_per_request"]
+)
 def test_published_limits_are_the_enforced_ones(configs, key):
     published = configs["text_embedding"].parameters[key].string_value
     assert published == configs["tokenizer"].parameters[key].string_value
@@ -86,8 +88,19 @@ def test_the_ensemble_never_asks_for_token_strings(configs):
         if step.model_name == "tokenizer"
     )
     offered = tensors(configs["tokenizer"].output)
-    assert set(offered) - asked_for == {"TOKENS", "OFFSETS"}
+    assert set(offered) - asked_for == {"TOKENS", "OFFSETS", "TOKEN_COUNT", "TRUNCATED"}
     assert offered["OFFSETS"] == (model_config_pb2.TYPE_INT32, (-1, 2))
+
+
+def test_every_output_of_the_ensemble_needs_the_encoder(configs):
+    """Else a request for the others leaves it out, and its tokens count as waiting for it."""
+    ensemble = configs["text_embedding"]
+    (given,) = (
+        set(step.output_map.values())
+        for step in ensemble.ensemble_scheduling.step
+        if step.model_name == "bert"
+    )
+    assert {output.name for output in ensemble.output} <= given
 
 
 def test_requests_of_different_length_may_join(configs):
@@ -104,7 +117,7 @@ def test_waiting_is_bounded_by_deadlines_and_by_no_queue_policy(configs):
     assert int(configs["tokenizer"].parameters["max_wait_us"].string_value) > 0
     assert tensors(configs["bert"].input)["ticket"] == (
         model_config_pb2.TYPE_INT64,
-        (len(Ticket._fields),),
+        (len(Ticket._fields) + 1,),  # and whether the text was cut
     )
 
 

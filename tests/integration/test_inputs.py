@@ -4,6 +4,8 @@ docs/inputs.md is the same list for readers.
 """
 
 import json
+import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from bertron_client import Client, InvalidInputError
+from bertron_server.stub_processes import running_stubs
 from real_server import TEXTS, TIMEOUT_S, Neighbours, raw_http
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -90,6 +93,48 @@ def test_too_many_characters_are_refused_with_limit_and_value(server):
     assert_refused(status, body, "text 1 has 100001 characters", "at most 100000")
 
 
+def test_too_many_characters_together_are_refused_with_limit_and_value(server):
+    request = json_request(["x" * 5000] * 40)
+    status, body = raw_http(server.http_url, INFER, request)
+    assert status == 200, body
+    request["inputs"] += json_request(["", *["y"] * 39], name="TEXT_PAIR")["inputs"]
+    status, body = raw_http(server.http_url, INFER, request)
+    assert_refused(status, body, "the request has 200039 characters", "at most 200000 in all")
+
+
+def resident_bytes(pid, field):
+    """From Linux's table of a process: VmRSS now, VmHWM the most it ever was."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (kilobytes,) = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(kilobytes) * 1024
+
+
+@pytest.mark.parametrize("options", [{}, {"truncate": "left"}, {"is_pretokenized": True}])
+def test_a_pair_of_the_longest_texts_is_answered_soon_and_in_little_memory(
+    server, neighbours, options
+):
+    text = "的" * 100_000
+    if "is_pretokenized" in options:
+        text = json.dumps(["a"] * 19_999)  # 5 characters each, and the brackets
+    request = json_request([text], **options)
+    request["inputs"] += json_request([text], name="TEXT_PAIR")["inputs"]
+    request["outputs"] = [{"name": "TRUNCATED"}]
+    (tokenizer,) = [stub.pid for stub in running_stubs(server.pid) if stub.model == "tokenizer"]
+    before = resident_bytes(tokenizer, "VmRSS")
+    answered = neighbours.answered
+    began = time.monotonic()
+    status, body = raw_http(server.http_url, INFER, request)
+    took_s = time.monotonic() - began
+    assert status == 200, body
+    assert json.loads(body)["outputs"][0]["data"] == [True]
+    while neighbours.answered == answered and time.monotonic() - began < 10:
+        time.sleep(0.01)
+    assert neighbours.answered > answered
+    # The library cuts such a pair into 790 x 790 parts of 256 tokens: minutes, tens of gigabytes.
+    assert took_s < 10
+    assert resident_bytes(tokenizer, "VmHWM") - before < 200e6
+
+
 def test_too_many_tokens_are_refused_with_limit_and_value(server):
     request = json_request(["fine", "word " * 300], truncate="error")
     status, body = raw_http(server.http_url, INFER, request)
@@ -99,6 +144,10 @@ def test_too_many_tokens_are_refused_with_limit_and_value(server):
 def test_an_unknown_truncate_is_refused(server):
     status, body = raw_http(server.http_url, INFER, json_request(["a"], truncate="middle"))
     assert_refused(status, body, "truncate is 'middle'", "right, left, error")
+    request = json_request(["a"], truncate="right" * 100_000)
+    status, body = raw_http(server.http_url, INFER, request)
+    assert_refused(status, body, "truncate is 'right", "...", "right, left, error")
+    assert len(body) < 300
 
 
 def test_a_request_that_nobody_waits_for_any_more_is_not_computed(server):
@@ -142,6 +191,12 @@ def test_pairs_of_another_count_are_refused(server):
     request["inputs"] += json_request(["c"], name="TEXT_PAIR")["inputs"]
     status, body = raw_http(server.http_url, INFER, request)
     assert_refused(status, body)
+
+
+def test_pairs_without_texts_are_refused(server):
+    request = json_request(["a"], name="TEXT_PAIR")
+    status, body = raw_http(server.http_url, INFER, request)
+    assert_refused(status, body, "unexpected deadlock, at least one output is not set")
 
 
 def test_an_unknown_model_is_not_found(server):
@@ -217,6 +272,20 @@ def test_a_truncated_binary_string_among_good_ones_fails_alone(server, known):
             status, body = binary_request(server.http_url, (100).to_bytes(4, "little") + b"abc", 1)
             assert_refused(status, body)
     assert crowd.failures == []
+
+
+@pytest.mark.parametrize(("texts", "batch"), [(2**32 + 1, [1]), (0, []), (-(2**63), [])])
+def test_one_text_is_answered_whose_number_of_texts_is_one_or_none_in_32_bits(server, texts, batch):
+    """Triton server 2.51 keeps no more of it; at 0 the answer has no dimension for it."""
+    with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = service_pb2.ModelInferRequest(model_name="text_embedding")
+        request.inputs.add(name="TEXT", datatype="BYTES", shape=[texts, 1])
+        request.raw_input_contents.append(packed_bytes(b"hello"))
+        answer = stub.ModelInfer(request, timeout=TIMEOUT_S)
+    shapes = {output.name: list(output.shape) for output in answer.outputs}
+    expected = {"EMBEDDING": [384], "TOKEN_COUNT": [1], "TRUNCATED": [1]}
+    assert shapes == {name: batch + shape for name, shape in expected.items()}
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x01", (100).to_bytes(4, "little") + b"abc"])

@@ -114,6 +114,28 @@ def test_requests_one_by_one_are_counted_to_the_token(server, client):
     assert grown["bertron_padded_tokens_total"] > grown["bertron_tokens_total"]
 
 
+def test_a_request_for_counts_alone_goes_through_the_encoder(server, client):
+    """Triton server leaves out steps that nobody needs, and then tokens wait that never come."""
+    texts = np.array([[text.encode()] for text in TEXTS[:4]], dtype=np.object_)
+    asked = grpcclient.InferInput("TEXT", [*texts.shape], "BYTES")
+    asked.set_data_from_numpy(texts)
+    found = []
+
+    def load() -> int:
+        with grpcclient.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as plain:
+            for name in ("TOKEN_COUNT", "TRUNCATED"):
+                output = grpcclient.InferRequestedOutput(name)
+                answer = plain.infer("text_embedding", [asked], outputs=[output])
+                found.append(answer.as_numpy(name)[:, 0])
+        return 2 * len(texts)
+
+    grown = growth_during(server, load)
+    known = client.embed(TEXTS[:4])
+    assert grown == expected_growth(known.token_counts, known.token_counts)
+    assert (found[0] == known.token_counts).all()
+    assert (found[1] == known.truncated).all()
+
+
 def test_joined_batches_under_load_lose_no_token(server):
     calls: list[np.ndarray] = []
     before: list[int] = []

@@ -29,7 +29,7 @@ def busy_encoder(tmp_path, entrance):
     """One that has a second of work before it."""
     encoder = QueueExit(CostModel(0, 0.1, 0), tmp_path / "queues", lambda: NOW_US)
     encoder.begin()
-    encoder.see(entrance.join(10_000, 0), is_late=False)
+    encoder.see(entrance.join(10_000, 0), size=10_000, is_late=False)
     yield
     encoder.close()
 

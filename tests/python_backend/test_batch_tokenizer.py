@@ -1,11 +1,13 @@
 """Texts to tokens: the same ids as transformers, every limit with its words."""
 
+import json
+
 import numpy as np
 import pytest
 from bertron_backend.batch_tokenizer import BatchTokenizer, TextRequest
 from bertron_backend.errors import InvalidInputError
 from tiny_checkpoints import make_checkpoint
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta"])
@@ -15,7 +17,12 @@ def path(request, tmp_path_factory):
 
 @pytest.fixture
 def tokenizer(path):
-    return BatchTokenizer(path, max_tokens_per_text=LIMIT, max_characters_per_text=1000)
+    return BatchTokenizer(
+        path,
+        max_tokens_per_text=LIMIT,
+        max_characters_per_text=1000,
+        max_characters_per_request=3000,
+    )
 
 
 LIMIT = 40
@@ -97,13 +104,29 @@ def test_requests_of_every_mode_share_a_call_and_keep_their_order(tokenizer):
             "text 1 has 1001 characters, the server takes at most 1000",
         ),
         (TextRequest(["a"], ["b" * 1001]), "text pair 0 has 1001 characters"),
+        (
+            TextRequest(["a" * 600] * 3, ["b" * 600, "b" * 600, "c"]),
+            "the request has 3001 characters, the server takes at most 3000 in all its texts "
+            "together; send fewer texts a request",
+        ),
+        (
+            TextRequest(['["a"]' + " " * 900] * 4, is_pretokenized=True),
+            "the request has 3620 characters",
+        ),
+        (TextRequest(["a"], truncate="right" * 9999), "truncate is 'rightright"),
     ],
 )
 def test_a_refused_request_harms_no_other(tokenizer, request_, words):
     refused, answered = tokenizer.encode([request_, TextRequest(["hello"])])
     assert isinstance(refused, InvalidInputError)
     assert words in str(refused)
+    assert len(str(refused)) < 200
     assert answered.token_count.shape == (1, 1)
+
+
+def test_as_many_characters_as_the_request_may_have_are_answered(tokenizer):
+    (batch,) = tokenizer.encode([TextRequest(["a" * 1000, "b" * 500], ["c" * 500, "d" * 1000])])
+    assert batch.token_count.shape == (2, 1)
 
 
 AWKWARD = ["", "Hello, wörld", "cafe\u0301s", "日本語 🚀 x", "  [SEP] yes</s>", "no hello " * 30]
@@ -133,3 +156,39 @@ def test_tokens_are_computed_for_those_who_ask_alone(tokenizer):
     assert without.tokens is without.offsets is None
     assert with_tokens.tokens is not None
     assert np.array_equal(without.input_ids, with_tokens.input_ids)
+
+
+def saved(tokenizer, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    return BatchTokenizer(
+        path,
+        max_tokens_per_text=LIMIT,
+        max_characters_per_text=1000,
+        max_characters_per_request=3000,
+    )
+
+
+def test_a_token_that_takes_the_blank_before_it_is_spelled_without(tmp_path):
+    """RoBERTa's mask: the library's own string of it, ``" <mask>"``, is in no vocabulary."""
+    checkpoint = make_checkpoint(tmp_path / "tiny", "roberta")
+    library = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    library.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer = saved(library, tmp_path)
+    (batch,) = tokenizer.encode([TextRequest(["0 <mask> 1"], wants_tokens=True)])
+    expected = library.encode("0 <mask> 1")
+    assert " <mask>" in expected.tokens
+    assert [token for token in batch.tokens[0].tolist() if b"mask" in token] == [b"<mask>"]
+    assert [tuple(place) for place in batch.offsets[0].tolist()] == expected.offsets
+    tokens = [token.decode() for token in batch.tokens[0, 1:-1]]
+    (again,) = tokenizer.encode([TextRequest([json.dumps(tokens)], is_pretokenized=True)])
+    assert again.input_ids.tolist() == batch.input_ids.tolist()
+
+
+def test_an_unknown_piece_is_spelled_as_the_unknown_token(tmp_path):
+    """XLM-R's Unigram has the piece itself for it."""
+    library = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, False))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    (batch,) = saved(library, tmp_path).encode([TextRequest(["a 日 a"], wants_tokens=True)])
+    assert batch.tokens.tolist() == [[b"a", b"<unk>", b"a"]]
+    assert batch.offsets.tolist() == [[[0, 1], [2, 3], [4, 5]]]

@@ -10,14 +10,15 @@ import pytest
 import torch
 from bertron_backend import encoder as encoder_module
 from bertron_backend import shared_weights
-from bertron_backend.encoder import Encoder
+from bertron_backend.encoder import WARMUP_RUNS, Encoder
 from bertron_backend.errors import InferenceError, InvalidInputError
 from bertron_backend.packing import TokenRequest
 from bertron_backend.settings import EncoderSettings, GpuSettings
 from bertron_kernels.native import INSTRUCTION_SET
 from bertron_torchscript.errors import ManifestError
 from bertron_torchscript.export import export
-from tiny_checkpoints import make_checkpoint
+from bertron_torchscript.model_file import MODEL_FILE, load
+from tiny_checkpoints import ARCHITECTURES, make_checkpoint
 
 SHAPES = ((1, 8), (3, 500))
 # One thread; two with batches cut small; two with whole ones.
@@ -47,8 +48,53 @@ def request_of(*lengths, seed=0):
     return TokenRequest(ids, mask, np.zeros_like(ids))
 
 
-def test_warm_up_runs_every_shape_even_beyond_the_limit(encoder):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_are_those_of_the_exported_model(architecture, tmp_path):
+    """The file can number the positions too: RoBERTa's begin behind the padding's id."""
+    export(str(make_checkpoint(tmp_path / "source", architecture)), tmp_path / "models")
+    directory = tmp_path / "models" / "bert" / "1"
+    encoder = Encoder(directory, "cpu", SETTINGS[2])
+    request = request_of(9, 9)
+    request.input_ids[0, :3] = 1, 2, 0  # padding's id in RoBERTa, an end, and padding's in BERT
+    request.token_type_ids[:, 5:] = encoder.manifest.type_vocab_size > 1
+    (rows,) = encoder.embed([request])
+    ids, types = (
+        torch.from_numpy(array.ravel()) for array in (request.input_ids, request.token_type_ids)
+    )
+    cu_seqlens = torch.tensor([0, 9, 18], dtype=torch.int32)
+    expected = load(directory / MODEL_FILE).forward_packed(ids, types, cu_seqlens, 9)
+    np.testing.assert_allclose(rows, expected.numpy(), atol=2e-6)
+    assert types.any() == (architecture == "bert")
+
+
+def test_warm_up_runs_every_shape_even_beyond_the_limit(encoder, monkeypatch):
+    found = []
+    forward = encoder._forward
+
+    def spy(requests):
+        found.extend(tuple(request.lengths) for request in requests)
+        return forward(requests)
+
+    monkeypatch.setattr(encoder, "_forward", spy)
     encoder.warm_up()
+    shapes = [(8,), (66, 66, 66)]
+    assert found == [shape for shape in shapes for _ in range(WARMUP_RUNS)]
+
+
+def test_a_forward_costs_what_the_quickest_run_of_the_warm_up_took(encoder, monkeypatch):
+    now, took_s = 100.0, iter([0.4, 0.05, 0.2, 0.9, 0.8, 0.3])
+    forward = encoder._forward
+
+    def timed(requests):
+        nonlocal now
+        now += next(took_s)
+        return forward(requests)
+
+    monkeypatch.setattr(encoder, "_forward", timed)
+    monkeypatch.setattr(encoder_module.time, "perf_counter", lambda: now)
+    cost = encoder.warm_up()
+    assert cost.predict_ms((8,)) == pytest.approx(50)
+    assert cost.predict_ms((66, 66, 66)) == pytest.approx(300)
 
 
 def counted(encoder):

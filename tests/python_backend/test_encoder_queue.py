@@ -75,7 +75,7 @@ def compute(encoder, clock, tickets, took_us=None, *, is_late=False):
     tokens = sum(ticket.end - ticket.begin for ticket in tickets)
     encoder.begin()
     for ticket in tickets:
-        encoder.see(ticket, is_late=is_late)
+        encoder.see(ticket, size=2**62, is_late=is_late)
     clock.now_us += tokens * TOKEN_US if took_us is None else took_us
     encoder.end()
 
@@ -113,7 +113,7 @@ def test_of_its_time_a_request_may_wait_for_a_part(may_take_s, expected_s):
 def test_what_would_wait_too_long_is_refused(entrance, make_exit, clock):
     encoder = make_exit()
     encoder.begin()
-    encoder.see(entrance.join(100, 0), is_late=False)
+    encoder.see(entrance.join(100, 0), size=2**62, is_late=False)
     for _ in range(99):
         entrance.join(100, 0)
     entrance.admit(2 * 10_000 * TOKEN_US)
@@ -131,7 +131,7 @@ def test_what_waited_for_the_tokenizer_counts_too(entrance, make_exit, clock):
         entrance.admit(1_999_998, waited_us=1_000_000)
     encoder = make_exit()
     encoder.begin()
-    encoder.see(entrance.join(5000, 0), is_late=False)
+    encoder.see(entrance.join(5000, 0), size=2**62, is_late=False)
     entrance.admit(2_000_000, waited_us=500_000)
     with pytest.raises(OverloadedError, match=r"waited 0\.50 s for the tokenizer, 5000 tokens"):
         entrance.admit(1_999_998, waited_us=500_000)
@@ -160,7 +160,7 @@ def test_what_was_cancelled_on_its_way_is_left_behind(entrance, make_exit, clock
     assert waiting_us(entrance) == 0  # an encoder with nothing to do has nothing before it
     after = entrance.join(100, 0)
     encoder.begin()
-    encoder.see(after, is_late=False)
+    encoder.see(after, size=2**62, is_late=False)
     entrance.join(100, 0)
     assert waiting_us(entrance) == pytest.approx(
         200 * TOKEN_US, abs=1
@@ -209,7 +209,7 @@ def test_encoders_side_by_side_share_what_waits(entrance, make_exit, clock):
     one, two = make_exit(), make_exit(CostModel(fixed_ms=0, token_ms=0.3, pair_ms=0))
     for encoder in (one, two):
         encoder.begin()
-        encoder.see(entrance.join(100, 0), is_late=False)
+        encoder.see(entrance.join(100, 0), size=2**62, is_late=False)
     entrance.join(3800, 0)
     clock.now_us += 100 * TOKEN_US
     one.end()  # 100 tokens are done, and those of the other one are not looked for
@@ -236,7 +236,7 @@ from bertron_backend.cost_model import CostModel
 from bertron_backend.encoder_queue import QueueExit, Ticket
 encoder = QueueExit(CostModel(0, 0.1, 0), Path(sys.argv[1]))
 encoder.begin()
-encoder.see(Ticket(0, int(sys.argv[2]), 0, 100), is_late=False)
+encoder.see(Ticket(0, int(sys.argv[2]), 0, 100), size=2**62, is_late=False)
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -265,7 +265,7 @@ def test_an_encoder_that_leaves_frees_its_line(entrance, make_exit):
     for _ in range(100):  # more than a page has lines
         encoder = make_exit()
         encoder.begin()
-        encoder.see(entrance.join(1, 0), is_late=False)
+        encoder.see(entrance.join(1, 0), size=2**62, is_late=False)
         assert not is_admitted(entrance, 1)
         encoder.close()
     entrance.admit(1)
@@ -281,14 +281,38 @@ def test_tickets_of_nobodys_queue_are_let_through(entrance, make_exit, directory
     entrance.admit(1)
 
 
-def test_a_number_that_was_never_given_is_soon_forgotten(entrance, make_exit, clock):
+NO_TOKENIZERS = {
+    "never reached": (2**62, 2**62 + 1),
+    "before the first": (-(2**62), -(2**62)),
+    "passed long ago": (0, 0),
+    "backwards": (900, 0),
+    "beyond what was handed on": (900, 10**6),
+    "more than the request has": (0, 2000),
+}
+
+
+@pytest.mark.parametrize("numbers", NO_TOKENIZERS.values(), ids=NO_TOKENIZERS)
+def test_a_number_that_the_tokenizer_did_not_give_changes_nothing(
+    entrance, make_exit, clock, numbers
+):
     """Whoever calls the encoder directly can write anything on a ticket."""
     encoder = make_exit()
-    for begin in (2**62, -(2**62)):
-        compute(encoder, clock, [Ticket(0, entrance.queue, begin, begin + 1)], took_us=1)
-        compute(encoder, clock, [entrance.join(1000, 0)])
-        entrance.join(1000, 0)
+    compute(encoder, clock, [entrance.join(1000, 0)])
+    entrance.join(1000, 0)
+    for _ in range(20):
+        encoder.begin()
+        encoder.see(Ticket(0, entrance.queue, *numbers), size=100, is_late=False)
+        encoder.end()
         assert waiting_us(entrance) == pytest.approx(1000 * TOKEN_US, rel=0.01)
+
+
+def test_requests_that_overtake_each_other_are_each_counted(entrance, make_exit, clock):
+    encoder = make_exit()
+    first, second, _ = (entrance.join(100, 0) for _ in range(3))
+    compute(encoder, clock, [second])
+    assert waiting_us(entrance) == pytest.approx(100 * TOKEN_US, abs=1)
+    compute(encoder, clock, [first])
+    assert waiting_us(entrance) == pytest.approx(100 * TOKEN_US, abs=1)
 
 
 def test_the_page_goes_with_the_entrance_and_a_killed_ones_with_the_next(directory):

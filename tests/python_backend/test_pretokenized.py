@@ -33,7 +33,12 @@ def library(path):
 
 
 def batch_tokenizer(path):
-    return BatchTokenizer(path, max_tokens_per_text=LIMIT, max_characters_per_text=3000)
+    return BatchTokenizer(
+        path,
+        max_tokens_per_text=LIMIT,
+        max_characters_per_text=3000,
+        max_characters_per_request=9000,
+    )
 
 
 @pytest.fixture

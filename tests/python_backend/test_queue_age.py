@@ -1,5 +1,6 @@
 """How long requests wait for the tokenizer: asked for while it works, and known within a moment."""
 
+import http.client
 import http.server
 import json
 import threading
@@ -78,7 +79,16 @@ def test_a_queue_that_has_gone_is_forgotten(age, sums):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("failure", [OSError("gone"), ValueError("no JSON"), KeyError("queue")])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError("gone"),
+        http.client.IncompleteRead(b""),
+        ValueError("no JSON"),
+        KeyError("queue"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
 def test_what_cannot_be_asked_is_not_known(age, sums, failure):
     work_until(age, sums, 10**6, lambda: age.us == 10**6)
     sums.failure = failure

@@ -73,7 +73,7 @@ def test_tokens_and_their_places_are_answered_when_they_are_there(triton_io):
     ids = np.ones((1, 3), dtype=np.int32)
     tokens = np.array([[b"a", b"b", b""]], dtype=np.object_)
     batch = TokenBatch(ids, ids, ids, ids[:, :1], ids[:, :1] > 1, tokens, np.zeros((1, 3, 2)))
-    outputs = triton_io.token_response(None, (batch, Ticket(1000))).outputs
+    outputs = triton_io.token_response(text_request(b""), (batch, Ticket(1000))).outputs
     assert outputs["TOKENS"] is tokens
     assert outputs["OFFSETS"].shape == (1, 3, 2)
 
@@ -81,6 +81,28 @@ def test_tokens_and_their_places_are_answered_when_they_are_there(triton_io):
 def test_bytes_that_are_not_utf8_are_named(triton_io):
     with pytest.raises(InvalidInputError, match="TEXT 1 is not UTF-8: byte 0xff at position 2"):
         triton_io.read_texts(text_request(b"ok", b"ab\xff"))
+
+
+def test_pairs_without_texts_are_refused(triton_io):
+    request = pb.InferenceRequest(TEXT_PAIR=np.array([[b"a"]], dtype=object))
+    with pytest.raises(InvalidInputError, match="the request has no TEXT"):
+        triton_io.read_texts(request)
+
+
+def test_a_parameter_that_is_not_utf8_is_refused(triton_io):
+    class Request(pb.InferenceRequest):
+        def parameters(self):
+            return b"\xff".decode()
+
+    with pytest.raises(InvalidInputError, match="a parameter is not UTF-8: byte 0xff"):
+        triton_io.read_texts(Request(TEXT=np.array([[b""]], dtype=object)))
+
+
+def test_a_message_does_not_repeat_a_long_value(triton_io):
+    request = text_request(b"[]", parameters={"is_pretokenized": "x" * 100_000})
+    with pytest.raises(InvalidInputError) as caught:
+        triton_io.read_texts(request)
+    assert len(str(caught.value)) < 200
 
 
 def test_each_request_gets_its_own_answer_in_order(triton_io):
@@ -98,10 +120,7 @@ def test_each_request_gets_its_own_answer_in_order(triton_io):
         lambda request, batch: triton_io.token_response(request, (batch, Ticket(1000))),
     )
     assert first.error is None
-    assert set(first.outputs) == {
-        *("input_ids", "attention_mask", "token_type_ids", "TOKEN_COUNT", "TRUNCATED"),
-        "ticket",
-    }
+    assert set(first.outputs) == {"input_ids", "attention_mask", "token_type_ids", "ticket"}
     assert (second.error.code, third.error.code) == (pb.TritonError.INVALID_ARG,) * 2
     assert "not UTF-8" in str(second.error)
     assert fourth.error.code == pb.TritonError.INTERNAL
@@ -153,14 +172,16 @@ class SeenTickets:
     def __init__(self):
         self.seen = []
 
-    def see(self, ticket, *, is_late):
-        self.seen.append((ticket, is_late))
+    def see(self, ticket, *, size, is_late):
+        self.seen.append((ticket, size, is_late))
 
 
 def token_request(triton_io, ticket):
-    """What the encoder reads of what the tokenizer answered."""
-    tokens = TokenBatch(*(np.full((2, 1), value, dtype=np.int32) for value in range(5)))
-    outputs = triton_io.token_response(None, (tokens, ticket)).outputs
+    """What the encoder reads of what the tokenizer answered: two texts, the second one cut."""
+    ids = np.full((2, 3), 7, dtype=np.int32)
+    mask = np.array([[1, 1, 0], [1, 1, 1]], dtype=np.int32)
+    tokens = TokenBatch(ids, mask, 0 * ids, mask.sum(1)[:, None], np.array([[False], [True]]))
+    outputs = triton_io.token_response(text_request(b""), (tokens, ticket)).outputs
     names = ("input_ids", "attention_mask", "token_type_ids", "ticket")
     return pb.InferenceRequest(**{name: outputs[name] for name in names})
 
@@ -169,19 +190,47 @@ def test_a_request_is_read_until_its_deadline_and_refused_after_it(triton_io):
     queue = SeenTickets()
     ticket = Ticket(monotonic_us() + 20_000, queue=2**62, begin=5, end=7)
     request = token_request(triton_io, ticket)
-    assert triton_io.read_tokens(request, queue).input_ids.shape == (2, 1)
+    assert triton_io.read_tokens(request, queue).input_ids.shape == (2, 3)
     time.sleep(0.03)
     with pytest.raises(ExpiredError, match=r"Request timeout expired 0\.\d+ s before"):
         triton_io.read_tokens(request, queue)
-    assert queue.seen == [(ticket, False), (ticket, True)]
+    assert queue.seen == [(ticket, 6, False), (ticket, 6, True)]
+
+
+def test_what_the_tokenizer_says_of_its_texts_comes_out_of_the_encoder(triton_io):
+    request = token_request(triton_io, Ticket(monotonic_us() + 10**7))
+    tokens = triton_io.read_tokens(request, SeenTickets())
+    rows = np.zeros((2, 4), dtype=np.float32)
+    outputs = triton_io.embedding_response(None, (tokens, rows)).outputs
+    assert outputs["EMBEDDING"] is rows
+    assert outputs["TOKEN_COUNT"].tolist() == [[2], [3]]
+    assert outputs["TOKEN_COUNT"].dtype == np.int32
+    assert outputs["TRUNCATED"].tolist() == [[False], [True]]
+    assert outputs["TRUNCATED"].dtype == np.bool_
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [((), set()), (("ticket",), set()), (("TRUNCATED",), {"TOKEN_COUNT", "TRUNCATED"})],
+)
+def test_the_tokenizer_itself_tells_it_to_those_who_ask(triton_io, requested, expected):
+    ids = np.ones((1, 3), dtype=np.int32)
+    batch = TokenBatch(ids, ids, ids, ids[:, :1], ids[:, :1] > 1)
+    request = text_request(b"", requested=requested)
+    outputs = triton_io.token_response(request, (batch, Ticket(1000))).outputs
+    assert set(outputs) & {"TOKEN_COUNT", "TRUNCATED"} == expected
 
 
 def test_token_ids_without_a_ticket_are_read(triton_io):
     queue = SeenTickets()
     ids = np.ones((1, 3), dtype=np.int32)
     request = pb.InferenceRequest(input_ids=ids, attention_mask=ids, token_type_ids=ids)
-    assert triton_io.read_tokens(request, queue).input_ids is ids
+    tokens = triton_io.read_tokens(request, queue)
+    assert tokens.input_ids is ids
     assert queue.seen == []
+    rows = np.zeros((1, 4), dtype=np.float32)
+    outputs = triton_io.embedding_response(None, (tokens, rows)).outputs
+    assert (outputs["TOKEN_COUNT"].tolist(), outputs["TRUNCATED"].tolist()) == ([[3]], [[False]])
 
 
 class FakeMetricFamily:

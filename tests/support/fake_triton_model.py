@@ -23,6 +23,7 @@ import numpy as np
 EMBEDDING_SIZE = 16
 MAX_TOKENS = 12
 MAX_CHARACTERS = 1000
+MAX_REQUEST_CHARACTERS = 2000
 VERSION = "2.51.0-fake"
 MODEL = "text_embedding"
 STEPS = ("tokenizer", "bert")  # of the ensemble
@@ -450,7 +451,11 @@ def model_config(model: str, behaviour: Behaviour) -> dict:
         [{"name": name, "data_type": kind, "dims": dims} for name, kind, dims in tensors]
         for tensors in _tensors(model, behaviour)
     )
-    limits = {"max_tokens_per_text": MAX_TOKENS, "max_characters_per_text": MAX_CHARACTERS}
+    limits = {
+        "max_tokens_per_text": MAX_TOKENS,
+        "max_characters_per_text": MAX_CHARACTERS,
+        "max_characters_per_request": MAX_REQUEST_CHARACTERS,
+    }
     parameters = {
         MODEL: {**limits, "dtype": "float32", "pooling": "mean", "normalize": "true"},
         "tokenizer": limits,
