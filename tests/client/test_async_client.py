@@ -34,6 +34,12 @@ async def other_tasks():
     return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
+async def connection_is_in_use(server):
+    """Wait until the server has a request and keeps it."""
+    while not server.behaviour.in_flight:
+        await asyncio.sleep(0.01)
+
+
 async def connections_settle(server, count):
     """Wait until the server has no more than so many connections."""
     for _ in range(200):
@@ -304,6 +310,45 @@ def test_a_call_that_the_client_is_closed_under(server, protocol, is_cancelled):
         assert not await other_tasks()
 
     asyncio.run(check())
+
+
+def test_a_call_between_two_tries_ends_with_its_client(server, protocol):
+    async def check():
+        client = AsyncClient(server.url(protocol), timeout_s=10)
+        await assert_right(client, ["warm"])
+        server.behaviour.fault, server.behaviour.retry_after_s = "busy", 0.4
+        task = asyncio.ensure_future(client.embed(["a"]))
+        while len(server.behaviour.requests) < 2:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)  # the first try has its answer
+        await client.close()
+        server.behaviour.fault = None
+        with pytest.raises(RuntimeError, match="the client is closed"):
+            await task
+        assert len(server.behaviour.requests) == 2
+
+    asyncio.run(check())
+
+
+@pytest.mark.filterwarnings("ignore:unclosed transport")  # asyncio's own word for it
+def test_a_call_that_outlives_its_event_loop_drops_its_connection(server):
+    """Without the loop, which is closed; that nothing is left the fixtures assert."""
+
+    def check():
+        client = AsyncClient(server.http_url)
+        call = client.embed(["late"])
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            loop.set_exception_handler(lambda *_: None)  # it would log the task
+            loop.run_until_complete(assert_right(client, ["warm"]))
+            server.behaviour.fault = "never"
+            task = loop.create_task(call)
+            loop.run_until_complete(connection_is_in_use(server))
+        call.close()  # as the collector does, which would only write an error
+        assert not task.done()
+        asyncio.run(client.close())
+
+    check()
+    gc.collect()  # asyncio's part, before its warning is another test's
 
 
 def test_a_resolver_that_hangs_holds_nothing_up(monkeypatch):

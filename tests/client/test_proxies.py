@@ -163,7 +163,9 @@ def test_the_environment_names_a_proxy_when_asked(server, proxy, open_client, mo
     assert len(proxy.forwarded) == count
 
 
-@pytest.mark.parametrize("wrong", ["127.0.0.1:8080", "socks5://x:1", "http://", "http://x:99999"])
+@pytest.mark.parametrize(
+    "wrong", ["127.0.0.1:8080", "socks5://x:1", "http://", "http://x:99999", "http://x:1/path"]
+)
 def test_a_wrong_proxy_is_refused(open_client, wrong):
     with pytest.raises(ValueError, match="proxy is not http://"):
         open_client("http://127.0.0.1:1", proxy=wrong)

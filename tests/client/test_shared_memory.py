@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 
 import fake_triton_memory
 import numpy as np
@@ -17,7 +18,9 @@ from bertron_client import (
     ProtocolError,
     RetryPolicy,
     ServerUnavailableError,
+    _shared_memory,
 )
+from bertron_client._shared_memory import Regions
 from deadlines import ends_within
 from fake_triton_memory import unregister
 from fake_triton_model import RefusalError, vectors_of
@@ -53,6 +56,19 @@ def test_rows_come_through_a_few_regions_that_go_with_the_client(client, server)
     client.close()
     assert not server.behaviour.regions
     assert not used & files()
+
+
+@pytest.mark.parametrize("pairs", [None, ["b"]])
+def test_texts_lie_in_the_region_too(client, monkeypatch, pairs):
+    def read(*arguments):
+        found.append(original(*arguments))
+        return found[-1]
+
+    found = []
+    original = fake_triton_memory.read
+    monkeypatch.setattr(fake_triton_memory, "read", read)
+    client.embed(["a"], text_pairs=pairs)
+    assert found == [b"\1\0\0\0" + text.encode() for text in ["a", *(pairs or [])]]
 
 
 def test_every_kind_of_call(client, server):
@@ -135,6 +151,14 @@ def test_a_server_that_does_not_allow_it_says_so(server, protocol, open_client):
     assert not {name for name in files() - before if name.startswith("psm_")}
 
 
+def test_a_token_that_is_missing_is_not_answered_with_advice_about_shared_memory(client, server):
+    client.tokenize(["a"])  # learns the limits
+    server.behaviour.required_token = "another"  # noqa: S105
+    with pytest.raises(AuthenticationError, match="a bearer token is wanted") as caught:
+        client.embed(["a"])
+    assert "--shared-memory" not in str(caught.value)
+
+
 def test_a_cancelled_call_gives_its_region_up(server, protocol):
     async def check():
         async with AsyncClient(server.url(protocol), shared_memory=True) as client:
@@ -152,6 +176,47 @@ def test_a_cancelled_call_gives_its_region_up(server, protocol):
     server.behaviour.fault, server.behaviour.late_s = "late", 0.1
     server.behaviour.only_texts_with = "late"
     asyncio.run(check())
+
+
+def test_an_abandoned_region_is_the_servers_for_its_requests_time_and_the_grace(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(_shared_memory.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_shared_memory, "_GRACE_S", 7.0)
+    regions = Regions()
+    names = []
+    for remaining_s in (30.0, 0.0):
+        region = regions.acquire(1)
+        region.is_registered = True
+        names.append(region.name)
+        regions.abandon(region, remaining_s)
+    for seconds, due in ((6.9, []), (0.2, names[1:]), (29.8, []), (0.2, names[:1])):
+        now[0] += seconds
+        assert regions.due() == due
+
+
+def test_an_abandoned_region_is_not_remembered():
+    regions = Regions()
+    region = regions.acquire(1)
+    gone = weakref.ref(region)
+    regions.abandon(region, 30.0)
+    del region
+    assert gone() is None
+
+
+def test_a_region_whose_answer_was_lost_stays_until_its_request_is_over(
+    client, server, monkeypatch
+):
+    monkeypatch.setattr(_shared_memory, "_GRACE_S", 0.0)
+    client.embed(["a"])
+    (name,) = server.behaviour.regions
+    server.behaviour.fault, server.behaviour.fail_first = "stopping", 1
+    started = time.monotonic()
+    client.embed(["a"], timeout_s=1.5)  # its second try would unregister what is due
+    client.embed(["a"])
+    assert name in server.behaviour.regions
+    time.sleep(max(0.0, started + 1.6 - time.monotonic()))
+    client.embed(["a"])
+    assert name not in server.behaviour.regions
 
 
 @pytest.fixture

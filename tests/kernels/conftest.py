@@ -54,11 +54,12 @@ class OpWorker:
         self._num_threads = num_threads
         chosen_by = "TRITON_INTERPRET" if choice == "interpreter" else "BERTRON_CPU_KERNELS"
         value = "1" if choice == "interpreter" else choice
+        paths = os.pathsep.join([SUPPORT, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("op_worker.py"), choice],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": SUPPORT, chosen_by: value, **(environment or {})},
+            env={**os.environ, "PYTHONPATH": paths, chosen_by: value, **(environment or {})},
         )
 
     def run(

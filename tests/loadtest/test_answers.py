@@ -51,7 +51,14 @@ def test_known_vectors_are_kept_in_a_file(vectors, tmp_path):
     np.testing.assert_array_equal(read.vectors, vectors[:2])
 
 
-@pytest.mark.parametrize("content", [{"texts": ["a"]}, {"texts": ["a"], "vectors": np.ones(3)}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"texts": ["a"]},
+        {"texts": ["a"], "vectors": np.ones(1)},  # as many as texts, and no vectors
+        {"texts": ["a", "b"], "vectors": np.ones((1, 3))},
+    ],
+)
 def test_a_file_of_anything_else_is_refused(content, tmp_path):
     path = tmp_path / "known.npz"
     np.savez(path, **content)

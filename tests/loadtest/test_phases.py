@@ -11,6 +11,12 @@ def test_steady_and_soak_are_one_phase_after_the_warm_up():
     assert planned("soak", warm_up_s=0) == [Phase("soak", 32, 60)]
 
 
+@pytest.mark.parametrize("shape", ["steady", "soak", "ramp"])
+def test_one_user_is_a_load(shape):
+    (phase,) = planned(shape, users=1, warm_up_s=0)
+    assert (phase.users, phase.seconds) == (1, 60)
+
+
 def test_a_ramp_doubles_up_to_all_users():
     phases = planned("ramp", users=20, seconds=12, warm_up_s=1)
     assert [phase.users for phase in phases] == [1, 1, 2, 4, 8, 16, 20]

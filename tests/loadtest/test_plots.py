@@ -170,16 +170,19 @@ def test_two_runs_side_by_side_begin_together():
 
 
 @pytest.mark.parametrize(
-    "run",
+    ("run", "words"),
     [
-        make_run([], []),
-        make_run([], [phase("steady", 0, 5)]),
-        make_run([call(0, 9, outcome="timed_out")], [phase("steady", 0, 0.2)]),
-        make_run([call(0, 0)], []),
+        (make_run([], []), []),
+        (make_run([], [phase("steady", 0, 5)]), []),
+        (
+            make_run([call(0, 9, outcome="timed_out")], [phase("steady", 0, 0.2)]),
+            ["calls/s", "wrong, lost or failed"],
+        ),
+        (make_run([call(0, 0)], []), ["p50"]),
     ],
 )
-def test_runs_that_went_wrong_are_drawn(run):
-    plots.svg_of(plots.over_time(run), "x")
+def test_runs_that_went_wrong_are_drawn(run, words):
+    assert set(texts_of(plots.over_time(run))) >= {"texts/s", "latency, ms", *words}
 
 
 def test_a_svg_for_a_page_follows_its_theme_and_width():

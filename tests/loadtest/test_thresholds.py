@@ -55,6 +55,8 @@ def test_limits_are_read(thresholds):
         ("[warm-up]\np50_ms = { max = 1 }", "'warm-up' is judged by nobody"),
         ("[steady]\np50 = { max = 1 }", "'p50' of 'steady' is no figure; figures are calls, "),
         ("[steady]\nmemory.bert = { max = 1 }", "'memory' of 'steady' is no figure"),
+        ("[steady]\n'p50_ms.bert' = { max = 1 }", "'p50_ms.bert' of 'steady' is no figure"),
+        ("[steady]\n'memory_mb.' = { max = 1 }", "'memory_mb.' of 'steady' is no figure"),
         ("[steady]\nmemory_mb = { max = 1 }", "'memory_mb.max' of 'steady' is 1; a limit"),
         ("[steady]\nnot_sent = { max = 1 }", "'not_sent' of 'steady' is only known of 'all'"),
         ("[steady]\np50_ms = { most = 1 }", "has 'most'; a limit has max, min, max_times_baseline"),
@@ -200,6 +202,7 @@ def test_a_run_that_could_not_be_made_fails():
     run = make_run(calls, [phase("steady", 0, 6)], problem="the known vectors differ")
     first, *others = judge(run, read_thresholds(SHIPPED))
     assert not first.passed
+    assert (first.phase, first.figure) == ("all", "problem")
     assert first.reason == "the known vectors differ"
     assert all(verdict.passed for verdict in others)
 
@@ -220,6 +223,15 @@ def test_limits_by_a_baseline(thresholds, latency_ms, passed):
         steady_run(seconds=4, latency_ms=latency_ms), thresholds, at_least, baseline
     )
     assert verdict.passed is passed
+
+
+def test_a_baseline_leaves_absolute_limits_alone(thresholds):
+    text = "[steady]\np50_ms = { max = 80, max_times_baseline = 1.5 }"
+    slow, slower = (steady_run(seconds=4, latency_ms=latency_ms) for latency_ms in (89, 90))
+    absolute, relative = judge(slower, thresholds(text), slow)
+    assert absolute.limit == "at most 80"
+    assert not absolute.passed
+    assert relative.passed
 
 
 def test_without_a_baseline_its_limits_are_not_judged(thresholds):

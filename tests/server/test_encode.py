@@ -1,6 +1,8 @@
 """bertron encode against a server on loopback: formats, failures, going on after each of them."""
 
 import argparse
+import csv
+import errno
 import json
 import os
 import signal
@@ -284,6 +286,33 @@ def test_a_bad_input_is_named_before_anything_is_written(tmp_path, capsys, name,
     assert run(tmp_path / name, "--output", tmp_path / "out.npy") == 1
     assert words in failure(capsys)
     assert names(tmp_path) == [name]
+
+
+def test_a_field_may_be_longer_than_pythons_csv_reads_by_itself(server, tmp_path):
+    path, out = tmp_path / "in.csv", tmp_path / "out.npy"
+    path.write_text(f"text,page\nshort,{'x' * 131_073}\n")
+    before = csv.field_size_limit(131_072)  # Python's own, whatever ran before
+    try:
+        assert run(path, "--url", server.http_url, "--output", out) == 0
+    finally:
+        csv.field_size_limit(before)
+    np.testing.assert_array_equal(np.load(out), expected(["short"]))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no space is reserved here")
+def test_a_full_disk_is_said_before_anything_is_encoded(
+    server, texts_file, tmp_path, capsys, monkeypatch
+):
+    def refuse(_descriptor, _offset, _size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(encode.os, "posix_fallocate", refuse)
+    out = tmp_path / "out.npy"
+    assert run(texts_file, "--url", server.http_url, "--output", out) == 1
+    size = 128 + len(TEXTS) * EMBEDDING_SIZE * 4  # the header of npy, and float32
+    assert f"{out}.partial: no room for {size} bytes: No space left on device" in failure(capsys)
+    assert server.behaviour.requests == []
+    assert names(tmp_path) == ["texts.txt"]
 
 
 def test_a_text_of_too_many_characters_is_named_before_any_is_encoded(server, tmp_path, capsys):

@@ -331,8 +331,21 @@ class Reaped:
         return None
 
 
-def test_a_process_that_has_just_ended_is_terminated_without_an_error(tmp_path: Path) -> None:
+def test_a_process_that_has_just_ended_is_terminated_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A signal handler may ask for it in the middle of a wait for the process."""
+    sent: list[tuple[int, int]] = []
+    kill = os.kill
+
+    def send(pid: int, number: int) -> None:
+        sent.append((pid, number))
+        kill(pid, number)
+
+    monkeypatch.setattr(server_module.os, "kill", send)
     server = TritonServer(tmp_path)
-    server._process = Reaped()
+    server._process = ended = Reaped()
     server.terminate()
+    assert sent == [(ended.pid, signal.SIGTERM)]
+    with pytest.raises(ProcessLookupError):
+        kill(ended.pid, 0)  # what it met

@@ -50,11 +50,22 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def step(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
-    """Lets time pass, lets a probe end that may, and looks."""
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, for as long as the test lasts: one number, to be changed."""
     now = [100.0]
     monkeypatch.setattr(signs_of_life.time, "monotonic", lambda: now[0])
-    signs = SignsOfLife(server.ask, "text_embedding", STALL_S)
+    return now
+
+
+@pytest.fixture
+def signs(server: Server, now: list[float]) -> SignsOfLife:
+    assert now
+    return SignsOfLife(server.ask, "text_embedding", STALL_S)
+
+
+@pytest.fixture
+def step(server: Server, signs: SignsOfLife, now: list[float]) -> Callable[..., str | None]:
+    """Lets time pass, lets a probe end that may, and looks."""
 
     def pass_and_look(seconds: float = LOOK_EVERY_S) -> str | None:
         now[0] += seconds
@@ -97,6 +108,7 @@ def test_a_busy_server_is_not_asked(server: Server, step: Callable[..., str | No
         ((502, b""), "status 502"),
         (ConnectionResetError("reset by peer"), "reset by peer"),
         (http.client.RemoteDisconnected(), "RemoteDisconnected"),
+        (http.client.IncompleteRead(b""), "IncompleteRead"),  # no OSError, as the others are
     ],
 )
 def test_two_errors_in_a_row_are_a_fault(
@@ -120,6 +132,19 @@ def test_one_error_between_answers_is_none(server: Server, step: Callable[..., s
         server.answer = GOOD
         assert [step() for _ in range(3)] == [None] * 3
     assert len(server.probes) >= 20
+
+
+def test_an_error_is_a_doubt_until_there_is_an_answer(
+    server: Server, signs: SignsOfLife, step: Callable[..., str | None]
+) -> None:
+    server.answer = (500, b"broken")
+    step()
+    assert not signs.is_in_doubt  # nobody has looked at the answer
+    server.answer = GOOD
+    step()
+    assert signs.is_in_doubt
+    step()
+    assert not signs.is_in_doubt
 
 
 @pytest.mark.parametrize("status", [400, 403, 429, 503])
