@@ -24,6 +24,7 @@ from bertron_server.server_log import ServerLog, decisive_lines, taken_socket
 
 READY_POLL_S = 0.05
 EXIT_POLL_S = 0.02
+GROUP_EXIT_S = 2.0  # processes that were killed end in milliseconds, on busy cores later
 HTTP_TIMEOUT_S = 2.0
 # Triton server looks at its exit timeout once a second, and then ends its stubs.
 EXIT_MARGIN_S = 5.0
@@ -256,6 +257,7 @@ class TritonServer:
         finally:
             self.kill()  # stubs too, which may outlive the server by a moment
             code = self._process.wait()
+            self._wait_for_group()
             if self._log is not None:
                 self._log.join(EXIT_MARGIN_S)
             if self._log_file is not None:
@@ -266,6 +268,19 @@ class TritonServer:
             self._log_file = None
             self._is_stopping = False
         return code
+
+    def _wait_for_group(self) -> None:
+        """Return when no process of the server is left, or after GROUP_EXIT_S.
+
+        Where nobody reaps orphans, as in some containers, killed stubs stay as zombies for good.
+        """
+        deadline = time.monotonic() + GROUP_EXIT_S
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(EXIT_POLL_S)
 
     def keep_ports(self) -> None:
         """Let the next start listen where this one did, also where a free port was asked for."""
