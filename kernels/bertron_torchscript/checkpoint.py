@@ -6,13 +6,21 @@ Nothing is guessed: what the directory does not say and the user does not name i
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from pathlib import Path
 from typing import Any
 
-from bertron_torchscript.errors import ExportError
+from bertron_torchscript.errors import ExportError, first_line, shortened
+from bertron_torchscript.json_file import read_json
+from bertron_torchscript.sentence_transformers import (
+    SentenceTransformersFiles,
+    read_sentence_transformers,
+)
 
 POOLING_MODES = ("mean", "max", "mean-max", "cls", "last")
+
+# What the exported tokenizer.json may be chosen to be: see bertron_torchscript.tokenizer_file.
+TOKENIZERS = ("file", "transformers")
 
 # Hugging Face's model_type → how its checkpoints name and number things.
 ARCHITECTURES = {
@@ -26,8 +34,22 @@ ARCHITECTURES = {
 # Of an EncoderConfig's whole numbers; the others are sizes.
 MAY_BE_ZERO = ("num_layers", "position_offset", "type_vocab_size", "pad_token_id")
 
+MIN_TOKENS = 3  # [CLS] x [SEP]
+
+# What transformers may make a tokenizer of.
+TOKENIZER_SOURCES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+)
+
 # What the hub must bring; a directory may hold much more.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*/config.json"]
+HUB_PATTERNS = ["*.json", "*.safetensors", "*/config.json", *TOKENIZER_SOURCES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +90,15 @@ class Pooling:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A directory whose files were found and understood; the weights are not read yet."""
+    """A directory whose files were found and understood; the weights are not read yet.
+
+    Attributes:
+        tokenizer_file: The ``tokenizer.json`` to export; it need not be there yet where
+            ``tokenizer`` is "transformers".
+        tokenizer: One of TOKENIZERS, or None: the file, which must read as transformers does.
+        lower_case_file: What says that texts are lower-cased before the tokenizer reads them.
+        notes: What the user should know of it, a line each.
+    """
 
     directory: Path
     name: str
@@ -77,11 +107,18 @@ class Checkpoint:
     max_tokens_per_text: int
     weight_files: tuple[Path, ...]
     tokenizer_file: Path
+    tokenizer: str | None = None
+    lower_case_file: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def source_files(self) -> tuple[Path, ...]:
         """Every file that decides what the export computes."""
-        return (self.directory / "config.json", self.tokenizer_file, *self.weight_files)
+        tokenizer: tuple[Path, ...] = (self.tokenizer_file,)
+        if self.tokenizer == "transformers":
+            sources = [self.directory / name for name in TOKENIZER_SOURCES]
+            tokenizer = tuple(path for path in sources if path.is_file())
+        return (self.directory / "config.json", *tokenizer, *self.weight_files)
 
 
 def fetch(source: str) -> Path:
@@ -100,9 +137,8 @@ def fetch(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=HUB_PATTERNS))
     except Exception as error:  # the hub's client raises a dozen unrelated classes
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(
-            f"{source}: neither a directory nor fetched from the hub: {cause}"
+            f"{source}: neither a directory nor fetched from the hub: {first_line(error)}"
         ) from error
 
 
@@ -113,6 +149,7 @@ def read_checkpoint(
     pooling: str | None = None,
     normalize: bool | None = None,
     max_tokens: int | None = None,
+    tokenizer: str | None = None,
 ) -> Checkpoint:
     """Read everything but the weights of ``source``.
 
@@ -122,28 +159,47 @@ def read_checkpoint(
         pooling: One of POOLING_MODES; None takes what ``modules.json`` says.
         normalize: Whether embeddings get length 1; None takes what ``modules.json`` says.
         max_tokens: Longest text in tokens, special ones included; None takes the checkpoint's.
+        tokenizer: One of TOKENIZERS; None takes ``tokenizer.json``, to be compared with
+            transformers' tokenizer.
 
     Raises:
         ExportError: A file is missing or says something that is not supported.
     """
+    _check_chosen("pooling", pooling, POOLING_MODES)
+    _check_chosen("tokenizer", tokenizer, TOKENIZERS)
     directory = fetch(source)
-    raw = _read_json(directory / "config.json")
+    # First: a layout with the weights elsewhere has no config.json here, and a reason to say.
+    said = read_sentence_transformers(directory, pooling)
+    raw = read_json(directory / "config.json")
     config = encoder_config(raw, directory / "config.json")
-    tokenizer_file = directory / "tokenizer.json"
-    if not tokenizer_file.is_file():
+    if (directory / "adapter_config.json").is_file():
         raise ExportError(
-            f"{tokenizer_file} is missing: save it once with "
-            "transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"{directory / 'adapter_config.json'}: the weights are a PEFT adapter's; merge it into "
+            "its model (merge_and_unload) and save that"
+        )
+    tokenizer_file = directory / "tokenizer.json"
+    if tokenizer != "transformers" and not tokenizer_file.is_file():
+        raise ExportError(
+            f"{tokenizer_file} is missing: --tokenizer transformers makes it of the other files "
+            "in the directory, as transformers does"
         )
     return Checkpoint(
         directory=directory,
         name=called or (directory.resolve().name if directory == Path(source) else source),
         config=config,
-        pooling=_pooling(directory, pooling, normalize),
-        max_tokens_per_text=_max_tokens(directory, config, max_tokens),
+        pooling=_pooling(directory, said, pooling, normalize),
+        max_tokens_per_text=_max_tokens(directory, said, config, max_tokens),
         weight_files=_weight_files(directory),
         tokenizer_file=tokenizer_file,
+        tokenizer=tokenizer,
+        lower_case_file=said.transformer_file if said.does_lower_case else None,
+        notes=said.notes,
     )
+
+
+def _check_chosen(what: str, chosen: str | None, known: tuple[str, ...]) -> None:
+    if chosen is not None and chosen not in known:
+        raise ExportError(f"{what} {chosen!r} is not known; choose one of {', '.join(known)}")
 
 
 def encoder_config(raw: dict[str, Any], path: Path) -> EncoderConfig:
@@ -218,6 +274,11 @@ def _check_supported(raw: dict[str, Any], config: EncoderConfig, path: Path) -> 
         )
     if raw.get("is_decoder") or raw.get("add_cross_attention"):
         raise ExportError(f"{path}: the model is a decoder; only encoders are supported")
+    if raw.get("quantization_config") is not None:
+        raise ExportError(
+            f"{path}: quantization_config: quantised weights are not supported; save the model "
+            "as it was before (--dtype int8 quantises here)"
+        )
     if config.hidden_size % config.num_heads:
         raise ExportError(
             f"{path}: hidden size {config.hidden_size} is not a multiple of "
@@ -225,95 +286,60 @@ def _check_supported(raw: dict[str, Any], config: EncoderConfig, path: Path) -> 
         )
 
 
-def _pooling(directory: Path, mode: str | None, normalize: bool | None) -> Pooling:
+def _pooling(
+    directory: Path, said: SentenceTransformersFiles, mode: str | None, normalize: bool | None
+) -> Pooling:
     """The user's word first, then ``modules.json``; never a guess."""
-    if mode is not None and mode not in POOLING_MODES:
+    mode = mode or said.pooling_mode
+    if mode is None:
         raise ExportError(
-            f"pooling {mode!r} is not known; choose one of {', '.join(POOLING_MODES)}"
+            f"{directory / 'modules.json'} is missing, so the pooling is not known; "
+            f"name it with --pooling {{{','.join(POOLING_MODES)}}}"
         )
-    modules_file = directory / "modules.json"
-    if not modules_file.is_file():
-        if mode is None:
-            raise ExportError(
-                f"{modules_file} is missing, so the pooling is not known; "
-                f"name it with --pooling {{{','.join(POOLING_MODES)}}}"
-            )
-        return Pooling(mode, bool(normalize))
-    found_mode, found_normalize = _sentence_transformers_pooling(directory, modules_file, mode)
-    return Pooling(
-        mode or found_mode,
-        found_normalize if normalize is None else normalize,
-    )
+    return Pooling(mode, said.normalize if normalize is None else normalize)
 
 
-def _sentence_transformers_pooling(
-    directory: Path, modules_file: Path, chosen: str | None
-) -> tuple[str, bool]:
-    mode, normalize = chosen or "", False
-    for module in _read_json(modules_file, list):
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        if kind == "Pooling" and chosen is None:
-            mode = _pooling_mode(directory / module.get("path", "") / "config.json")
-        elif kind == "Normalize":
-            normalize = True
-        elif kind not in ("Transformer", "Pooling"):
-            raise ExportError(
-                f"{modules_file}: module type {module.get('type')!r} is not supported"
-            )
-    if not mode:
-        raise ExportError(f"{modules_file} names no pooling; name it with --pooling")
-    return mode, normalize
-
-
-def _pooling_mode(path: Path) -> str:
-    """Both spellings of sentence-transformers: one key a mode, or ``pooling_mode``."""
-    raw = _read_json(path)
-    names = {"mean": "mean", "max": "max", "cls": "cls", "lasttoken": "last"}
-    keys = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_max_tokens": "max",
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_lasttoken": "last",
-        "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-        "pooling_mode_weightedmean_tokens": "weightedmean",
-    }
-    declared = raw.get("pooling_mode")
-    if declared is not None:
-        declared = [declared] if isinstance(declared, str) else list(declared)
-        modes = {names.get(mode, mode) for mode in declared}
-    else:
-        modes = {mode for key, mode in keys.items() if raw.get(key)}
-    if modes == {"mean", "max"}:
-        # sentence-transformers puts max before mean; ours is mean first, as bert-as-service's.
-        raise ExportError(
-            f"{path}: max and mean concatenated; name the order you want with --pooling mean-max"
-        )
-    if len(modes) != 1 or not modes <= set(POOLING_MODES):
-        raise ExportError(
-            f"{path}: pooling {sorted(modes)} is not supported; name one with --pooling"
-        )
-    (mode,) = modes
-    return str(mode)
-
-
-def _max_tokens(directory: Path, config: EncoderConfig, chosen: int | None) -> int:
+def _max_tokens(
+    directory: Path, said: SentenceTransformersFiles, config: EncoderConfig, chosen: int | None
+) -> int:
+    """The user's word first, then sentence-transformers', then the tokenizer's."""
+    most = config.max_positions
     if chosen is not None:
-        if not 3 <= chosen <= config.max_positions:  # [CLS] x [SEP]
+        if not MIN_TOKENS <= chosen <= most:
             raise ExportError(
-                f"--max-tokens {chosen} is outside 3..{config.max_positions}, "
+                f"--max-tokens {chosen} is outside {MIN_TOKENS}..{most}, "
                 "what the model's position table allows"
             )
         return chosen
-    limit = config.max_positions
-    sentence_file = directory / "sentence_bert_config.json"
-    if sentence_file.is_file():
-        declared = _read_json(sentence_file).get("max_seq_length")
-        limit = min(limit, declared) if declared else limit
-    tokenizer_file = directory / "tokenizer_config.json"
-    if tokenizer_file.is_file():
-        declared = _read_json(tokenizer_file).get("model_max_length")
-        limit = min(limit, int(declared)) if declared else limit
-    return limit
+    if said.transformer_file is not None and said.max_seq_length is not None:
+        declared = said.max_seq_length
+        if type(declared) is not int or declared < MIN_TOKENS:
+            raise _no_length(said.transformer_file, "max_seq_length", declared)
+        return min(most, declared)
+    path = directory / "tokenizer_config.json"
+    declared = read_json(path).get("model_max_length") if path.is_file() else None
+    if declared is None:
+        return most
+    length = _written_length(declared)
+    if length is None or length < MIN_TOKENS:
+        raise _no_length(path, "model_max_length", declared)
+    return int(min(most, length))
+
+
+def _written_length(declared: Any) -> float | None:
+    """A number however it is written: "no limit" is 1e30, Infinity or a very long integer."""
+    if isinstance(declared, str) and declared.isdecimal():
+        return float(declared)
+    if type(declared) is float:
+        return declared if math.isinf(declared) or declared.is_integer() else None
+    return declared if type(declared) is int else None
+
+
+def _no_length(path: Path, key: str, declared: Any) -> ExportError:
+    return ExportError(
+        f"{path}: {key} is {shortened(declared)}, expected a whole number of at least "
+        f"{MIN_TOKENS}; --max-tokens overrides it"
+    )
 
 
 def _weight_files(directory: Path) -> tuple[Path, ...]:
@@ -322,7 +348,7 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
         return (single,)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
         missing = [name for name in names if not (directory / name).is_file()]
         if missing or not names:
             raise ExportError(f"{index}: names {missing or 'no files'}, not in the directory")
@@ -334,15 +360,3 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
 
 def _or_default(value: int | None, default: int) -> int:
     return default if value is None else value
-
-
-def _read_json(path: Path, kind: type = dict) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise ExportError(f"{path}: expected a JSON {kind.__name__}, got {type(value).__name__}")
-    return value

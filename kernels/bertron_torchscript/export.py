@@ -28,6 +28,7 @@ from bertron_torchscript.repository import (
     model_names,
     write_configs,
 )
+from bertron_torchscript.tokenizer_file import write_tokenizer
 from bertron_torchscript.verification import REQUIRED_COSINE, TEXTS, packed, tokenize, verify
 from bertron_torchscript.weights import map_weights, read_safetensors
 
@@ -49,6 +50,7 @@ def export(
     pooling_layer: int = -1,
     dtype: str | None = None,
     max_tokens: int | None = None,
+    tokenizer: str | None = None,
     calibration: Sequence[str] = (),
     expected_sha256: str | None = None,
     progress: Callable[[str], None] = lambda _message: None,
@@ -66,6 +68,7 @@ def export(
             bert-as-service), or counted from 1; 0 is the embeddings. Layers above are pruned.
         dtype: One of DTYPES; None: float32, which a GPU computes in float16.
         max_tokens: As ``pooling``.
+        tokenizer: See :func:`bertron_torchscript.tokenizer_file.write_tokenizer`.
         calibration: Texts like those to come, by which int8 products are chosen, beside ours.
         expected_sha256: What the weights must hash to (a checkpoint of one file only).
         progress: Told each step, in a few words.
@@ -83,16 +86,24 @@ def export(
     check_free(model_repository, model_names(name))
     progress(f"reading {source}")
     checkpoint = read_checkpoint(
-        source, called=called, pooling=pooling, normalize=normalize, max_tokens=max_tokens
+        source,
+        called=called,
+        pooling=pooling,
+        normalize=normalize,
+        max_tokens=max_tokens,
+        tokenizer=tokenizer,
     )
+    for note in checkpoint.notes:
+        progress(note)
     source_sha256 = {path.name: sha256_of(path) for path in checkpoint.source_files}
     _check_sha256(checkpoint, source_sha256, expected_sha256)
     num_layers = kept_layers(pooling_layer, checkpoint.config)
 
-    model, skipped = build(checkpoint, num_layers)
-    if skipped:
-        progress(f"leaving out {len(skipped)} weights of the pooler or of other heads")
     with _staging(model_repository) as staging:
+        checkpoint = write_tokenizer(checkpoint, staging / TOKENIZER_FILE, progress)
+        model, skipped = build(checkpoint, num_layers)
+        if skipped:
+            progress(f"leaving out {len(skipped)} weights of the pooler or of other heads")
         progress(f"scripting {num_layers} layers in {dtype}")
         saved = staging / MODEL_FILE
         if dtype == "int8":
@@ -102,14 +113,15 @@ def export(
             narrow(model, getattr(torch, dtype))
         save(model, saved)
         verification = verify_saved(saved, checkpoint, num_layers, dtype, progress)
-        tokenizer_file = Path(shutil.copyfile(checkpoint.tokenizer_file, staging / TOKENIZER_FILE))
         manifest = _manifest(
             checkpoint,
             dtype,
             num_layers,
             verification,
             source_sha256,
-            files_sha256={path.name: sha256_of(path) for path in (saved, tokenizer_file)},
+            files_sha256={
+                path.name: sha256_of(path) for path in (saved, checkpoint.tokenizer_file)
+            },
         )
         _install(staging, model_repository, name, manifest, gpu_dtype)
     return manifest

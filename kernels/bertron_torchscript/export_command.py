@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertron_torchscript.checkpoint import POOLING_MODES
+from bertron_torchscript.checkpoint import POOLING_MODES, TOKENIZERS
 from bertron_torchscript.errors import ExportError
 
 MAX_CALIBRATION_TEXTS = 500  # they are run once for each product of the model
@@ -61,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=int, metavar="N", help="longest text; default: the model's"
     )
+    parser.add_argument(
+        "--tokenizer",
+        choices=TOKENIZERS,
+        help="export tokenizer.json as it is, or what transformers makes of the directory; "
+        "default: the file, where the two read texts alike",
+    )
     parser.add_argument("--sha256", metavar="HEX", help="what the weights must hash to")
 
 
@@ -81,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
                 pooling_layer=args.pooling_layer,
                 dtype=args.dtype,
                 max_tokens=args.max_tokens,
+                tokenizer=args.tokenizer,
                 calibration=_lines(args.calibration),
                 expected_sha256=args.sha256,
                 progress=lambda message: _say(f"  {message}"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bertron_torchscript.checkpoint import Checkpoint, Pooling
-from bertron_torchscript.errors import ExportError
+from bertron_torchscript.errors import ExportError, first_line
 from bertron_torchscript.manifest import Verification
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Gates on the smallest cosine of any text, by dtype.
 REQUIRED_COSINE = {"float32": 0.99999, "bfloat16": 0.9999, "float16": 0.9999, "int8": 0.999}
@@ -119,27 +123,39 @@ def tokenize(checkpoint: Checkpoint, texts: Sequence[str]) -> list[list[int]]:
         ExportError: The tokenizer cannot be read, does not belong to the model, or gives a text
             no tokens.
     """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
-    except Exception as error:  # the library raises nothing narrower
-        raise ExportError(f"{checkpoint.tokenizer_file}: no tokenizer: {error}") from error
-    tokenizer.no_padding()
+    tokenizer = load_tokenizer(checkpoint.tokenizer_file)
     tokenizer.enable_truncation(checkpoint.max_tokens_per_text)
     token_ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     largest = max(itertools.chain.from_iterable(token_ids), default=0)
     if largest >= checkpoint.config.vocab_size:
         raise ExportError(
-            f"{checkpoint.tokenizer_file}: gives token {largest}, the model's vocabulary has "
-            f"{checkpoint.config.vocab_size}; the tokenizer belongs to another model"
+            f"{checkpoint.directory}: the tokenizer gives token {largest}, the model's vocabulary "
+            f"has {checkpoint.config.vocab_size}; the tokenizer belongs to another model"
         )
     empty = [row for row, ids in enumerate(token_ids) if not ids]
     if empty:
         raise ExportError(
-            f"{checkpoint.tokenizer_file}: text {empty[0]} has no tokens, not even special ones"
+            f"{checkpoint.directory}: the tokenizer gives text {empty[0]} no tokens, not even "
+            "special ones"
         )
     return token_ids
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in ``path``, without the padding and truncation of somebody's training run.
+
+    Raises:
+        ExportError: It cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ExportError(f"{path}: no tokenizer: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def packed(token_ids: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -158,16 +174,22 @@ def _transformers_embeddings(
 
     logging.set_verbosity_error()  # it reports the unused pooler, at length
     logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(
-        Path(checkpoint.directory),
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        attn_implementation="eager",
-    ).eval()
     rows = []
-    for ids in token_ids:  # one at a time: the reference knows neither padding nor a mask
-        states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-        rows.append(pool_reference(states[hidden_state][0], checkpoint.pooling))
+    try:
+        model = AutoModel.from_pretrained(
+            Path(checkpoint.directory),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+        ).eval()
+        for ids in token_ids:  # one at a time: the reference knows neither padding nor a mask
+            states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            rows.append(pool_reference(states[hidden_state][0], checkpoint.pooling))
+    except Exception as error:  # whatever a configuration can make of transformers
+        raise ExportError(
+            f"{checkpoint.directory}: transformers cannot run this checkpoint, so the export "
+            f"cannot be compared: {first_line(error)}"
+        ) from error
     return torch.stack(rows)

@@ -62,6 +62,9 @@ def make_checkpoint(
         parameter.data += 0.1 * torch.randn_like(parameter)
     model.eval().save_pretrained(directory, safe_serialization=True)
     _wordpiece(directory) if "roberta" not in architecture else _byte_level(directory)
+    if architecture == "xlm-roberta":  # transformers expects a Unigram model of it
+        tokenizer_class = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_class))
     if pooling is not None:
         _sentence_transformers(directory, pooling)
     return directory
@@ -113,8 +116,9 @@ def _byte_level(directory: Path) -> None:
 
 def _sentence_transformers(directory: Path, pooling: str) -> None:
     types = ["Transformer", "Pooling", "Normalize"]
+    package = "sentence_transformers.models"
     modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"s_t.models.{kind}"}
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"{package}.{kind}"}
         for i, kind in enumerate(types)
     ]
     (directory / "modules.json").write_text(json.dumps(modules))

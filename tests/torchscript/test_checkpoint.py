@@ -30,11 +30,6 @@ def test_each_pooling_of_modules_json_is_understood(mode, tmp_path):
     assert read_checkpoint(str(make_checkpoint(tmp_path, pooling=mode))).pooling.mode == mode
 
 
-def test_the_newer_spelling_of_the_pooling_is_understood(directory):
-    (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
-    assert read_checkpoint(str(directory)).pooling.mode == "cls"
-
-
 def test_pooling_is_never_guessed(tmp_path):
     directory = make_checkpoint(tmp_path, pooling=None)
     with pytest.raises(ExportError, match=r"modules\.json is missing.*--pooling"):
@@ -48,19 +43,9 @@ def test_the_user_overrides_modules_json(directory):
     assert (pooling.mode, pooling.normalize) == ("cls", False)
 
 
-def test_a_module_that_changes_the_vector_is_refused(directory):
-    modules = json.loads((directory / "modules.json").read_text())
-    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "s_t.models.Dense"})
-    (directory / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ExportError, match=r"modules\.json: module type 's_t\.models\.Dense'"):
-        read_checkpoint(str(directory))
-
-
-def test_a_weighted_pooling_is_refused(directory):
-    config = {"pooling_mode_weightedmean_tokens": True}
-    (directory / "1_Pooling" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ExportError, match=r"weightedmean.*not supported"):
-        read_checkpoint(str(directory))
+def test_a_choice_that_is_no_pooling_is_refused(directory):
+    with pytest.raises(ExportError, match="pooling 'sum' is not known; choose one of mean, max"):
+        read_checkpoint(str(directory), pooling="sum")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +55,7 @@ def test_a_weighted_pooling_is_refused(directory):
         ({"hidden_act": "gelu_new"}, "activation 'gelu_new' is not supported"),
         ({"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
         ({"is_decoder": True}, "is a decoder"),
+        ({"quantization_config": {"load_in_8bit": True}}, "quantization_config: quantised weights"),
         ({"num_attention_heads": 5}, "hidden size 48 is not a multiple .* 5"),
     ],
 )
@@ -84,14 +70,80 @@ def test_roberta_positions_start_after_the_padding_index(tmp_path):
     assert (config.position_offset, config.max_positions) == (2, 64)
 
 
-def test_the_longest_text_is_the_smallest_of_all_that_limit_it(directory):
+def longest(directory: Path, **options: int) -> int:
+    return read_checkpoint(str(directory), **options).max_tokens_per_text
+
+
+def test_the_longest_text_is_sentence_transformers_before_the_tokenizers(directory):
+    assert longest(directory) == 66
     (directory / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 40}))
-    assert read_checkpoint(str(directory)).max_tokens_per_text == 40
-    (directory / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 30}))
-    assert read_checkpoint(str(directory)).max_tokens_per_text == 30
-    assert read_checkpoint(str(directory), max_tokens=50).max_tokens_per_text == 50
+    assert longest(directory) == 40
+    path = directory / "sentence_distilbert_config.json"
+    for declared, taken in ((30, 30), (50, 50), (512, 66), (None, 40)):
+        path.write_text(json.dumps({"max_seq_length": declared}))
+        assert longest(directory) == taken
+    assert longest(directory, max_tokens=50) == 50
     with pytest.raises(ExportError, match=r"--max-tokens 67 is outside 3\.\.66"):
-        read_checkpoint(str(directory), max_tokens=67)
+        longest(directory, max_tokens=67)
+
+
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("3", 3),
+        ("41", 41),
+        ('"42"', 42),
+        ("43.0", 43),
+        ("1e30", 66),
+        (str(int(1e30)), 66),
+        ("Infinity", 66),
+        ('"' + "9" * 500 + '"', 66),
+        ("null", 66),
+    ],
+)
+def test_a_tokenizers_longest_text_may_be_written_in_many_ways(directory, written, taken):
+    (directory / "tokenizer_config.json").write_text(f'{{"model_max_length": {written}}}')
+    assert longest(directory) == taken
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "written"),
+    [
+        ("tokenizer_config.json", "model_max_length", written)
+        for written in ("0", "2", "-1", "true", "NaN", "-Infinity", "9.5", '"long"', '"-5"', "[9]")
+    ]
+    + [
+        ("sentence_bert_config.json", "max_seq_length", written)
+        for written in (
+            "0",
+            "2",
+            "-1",
+            "true",
+            "128.0",
+            '"128"',
+            "1e30",
+            "{}",
+            '"' + "9" * 99 + '"',
+        )
+    ],
+)
+def test_a_longest_text_that_is_none_is_named(directory, name, key, written):
+    (directory / name).write_text(f'{{"{key}": {written}}}')
+    with pytest.raises(
+        ExportError,
+        match=rf"{name}: {key} is .*, expected a whole number of at least 3; --max-tokens overr",
+    ) as refused:
+        longest(directory)
+    assert len(str(refused.value)) < 300
+    assert longest(directory, max_tokens=9) == 9
+
+
+def test_an_adapter_is_not_taken_for_its_model(directory):
+    (directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(
+        ExportError, match=r"adapter_config\.json: the weights are a PEFT adapter's"
+    ):
+        read_checkpoint(str(directory))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from bertron_kernels import implementation
 from bertron_torchscript import export as export_module
 from bertron_torchscript import verification
@@ -18,7 +19,7 @@ from bertron_torchscript.bert import LINEARS
 from bertron_torchscript.errors import ExportError, ManifestError
 from bertron_torchscript.export import export
 from bertron_torchscript.manifest import FORMAT, checked_file, read_manifest, sha256_of
-from bertron_torchscript.verification import REQUIRED_COSINE
+from bertron_torchscript.verification import REQUIRED_COSINE, load_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import ARCHITECTURES, make_checkpoint
 
@@ -228,6 +229,59 @@ def test_a_name_never_takes_the_place_of_another_model(source, tmp_path):
     export(str(source), tmp_path / "others", name="legal_bert")
     with pytest.raises(ExportError, match=r"legal_bert is an ensemble already.* than legal"):
         export(str(source), tmp_path / "others", name="legal")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_chosen_tokenizer_is_the_one_that_is_compared_and_written(source, tmp_path, dtype):
+    if dtype == "int8" and implementation("cpu") == "eager":
+        pytest.skip("int8 needs the CPU library")
+    vocabulary = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
+    lines = sorted(vocabulary, key=vocabulary.__getitem__)
+    (source / "vocab.txt").write_text("\n".join(lines) + "\n")
+    (source / "tokenizer.json").unlink()
+    manifest = export(str(source), tmp_path / "models", dtype=dtype, tokenizer="transformers")
+    assert {"config.json", "vocab.txt"} < manifest.source_sha256.keys()
+    assert "tokenizer.json" not in manifest.source_sha256
+    path, _ = checked_file(tmp_path / "models" / "tokenizer" / "1", "tokenizer.json")
+    assert load_tokenizer(path).encode("the fox").ids == [
+        vocabulary[token] for token in ("[CLS]", "the", "fox", "[SEP]")
+    ]
+
+
+def test_a_file_that_is_chosen_is_not_compared(source, tmp_path):
+    (source / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    with pytest.raises(ExportError, match=r"disagree on 'Yes\.'.*--tokenizer file"):
+        export(str(source), tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+    manifest = export(str(source), tmp_path / "models", tokenizer="file")
+    expected = sha256_of(source / "tokenizer.json")
+    assert manifest.files_sha256["tokenizer.json"] == expected
+    assert manifest.source_sha256["tokenizer.json"] == expected
+
+
+def test_what_the_user_should_know_is_told(source, tmp_path):
+    prompts = {"prompts": {"query": "query: "}}
+    (source / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    said: list[str] = []
+    export(str(source), tmp_path / "models", progress=said.append)
+    assert "the checkpoint has prompts (query 'query: '): put it before the text yourself" in str(
+        said
+    )
+
+
+def test_what_transformers_cannot_run_is_one_line(source, tmp_path, monkeypatch):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "chunk_size_feed_forward": 7}))
+    with pytest.raises(ExportError, match=r"source: transformers cannot run this checkpoint.* 7$"):
+        export(str(source), tmp_path / "models")
+
+    def fails(*_arguments, **_options):
+        raise ImportError("it needs the package accelerate\nrun pip")
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", fails)
+    with pytest.raises(ExportError, match=r"cannot be compared: it needs the package accelerate$"):
+        export(str(source), tmp_path / "models")
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize("content", ["{}", '{"version": "1.0", "model": {', ""])

@@ -30,6 +30,18 @@ def test_a_quicker_dtype_is_named_where_the_cpu_has_one(
     assert ("--dtype bfloat16 or int8" in said) is is_said
 
 
+def test_the_tokenizer_is_the_users_choice_where_two_disagree(tmp_path, capsys):
+    source = make_checkpoint(tmp_path / "tiny", "bert")
+    (source / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    parser = argparse.ArgumentParser()
+    export_command.add_arguments(parser)
+    command = [str(source), "--model-repository", str(tmp_path / "models")]
+    assert export_command.run(parser.parse_args(command)) == 1
+    assert "--tokenizer transformers" in capsys.readouterr().err.splitlines()[-1]
+    for choice in ("file", "transformers"):
+        assert export_command.run(parser.parse_args([*command, "--tokenizer", choice])) == 0
+
+
 # Runs the command, and ends itself as `kill` would in the middle of the export.
 KILLED = """
 import os, signal, sys
