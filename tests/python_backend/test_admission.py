@@ -68,3 +68,12 @@ def test_without_a_page_all_may_pass():
     with door.working():
         pass
     door.close()
+
+
+def test_a_closed_door_leaves_no_page_and_no_watch(tmp_path):
+    directory = tmp_path / "others"
+    stopped = []
+    age = types.SimpleNamespace(us=0, stop=lambda: stopped.append(True))
+    Admission(QueueEntrance(directory), age).close()
+    assert stopped == [True]
+    assert list(directory.iterdir()) == []

@@ -1,5 +1,6 @@
 """What waits for the encoder: known at the entrance, right after whatever happens to processes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from bertron_backend.encoder_queue import (
     may_wait_us,
 )
 from bertron_backend.errors import OverloadedError
-from bertron_backend.queue_page import PAGE_BYTES, default_directory
+from bertron_backend.queue_page import PAGE_BYTES, Page, default_directory, path_of
+from bertron_backend.shared_files import open_in_use
 
 DEADLINE_S = 60
 # 0.1 ms a token, and nothing else
@@ -259,6 +261,29 @@ def test_an_encoder_that_is_gone_holds_up_nobody(directory, entrance, death):
             process.kill()
     entrance.admit(1000)
     assert waiting_us(entrance) == 0
+
+
+def test_what_waited_for_the_tokenizer_counts_beside_an_encoder_that_is_gone(directory, entrance):
+    command = [sys.executable, "-c", OTHER_ENCODER, str(directory), str(entrance.queue)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.kill()
+        process.wait(DEADLINE_S)
+    entrance.join(10**6, 0)
+    with pytest.raises(OverloadedError, match="0 tokens wait for the encoder"):
+        entrance.admit(1_000_000, waited_us=900_000)
+    entrance.admit(1_000_000, waited_us=400_000)
+
+
+def test_an_encoder_that_has_not_said_how_fast_it_is_refuses_nobody(directory, entrance, clock):
+    page = Page(open_in_use(path_of(directory, entrance.queue), os.O_RDWR))
+    line = page.claim()
+    line.is_busy, line.changed_us = 1, clock.now_us
+    assert line.ns_per_token == 0
+    entrance.join(1000, 0)
+    entrance.admit(1000)
+    line.pid = 0
+    page.close()
 
 
 def test_an_encoder_that_leaves_frees_its_line(entrance, make_exit):
