@@ -58,7 +58,7 @@ def test_scores_of_any_size_give_weights(cpu, randn, packed, dtype):
     # One key far above, all far below zero, all the same, and a softmax that ignores the scores.
     qkv = randn(20, 3, 1, 32, dtype=dtype)
     arguments = (packed([20]), 20)
-    for scale in (0.0, 1e-6, 1e4):
+    for scale in (0.0, 1e-6, 1e4, 1e10, 1e20):
         out = cpu.run("varlen_attention", qkv, *arguments, scale)
         exact = varlen_attention_reference(qkv.double(), *arguments, scale)
         assert (out.double() - exact).norm() <= 5e-3 * exact.norm()
@@ -175,17 +175,24 @@ def test_an_unknown_choice_is_named():
     assert "BERTRON_CPU_KERNELS is 'sse2', expected eager, avx2, avx512_vnni" in done.stderr
 
 
-def test_without_the_library_pytorch_serves(tmp_path):
-    done = imported_with(BERTRON_CPU_LIBRARY=str(tmp_path / "absent.so"), BERTRON_CPU_KERNELS="")
-    assert done.stdout.strip() == "eager"
+@pytest.mark.parametrize("broken", [False, True], ids=["absent", "broken"])
+def test_a_library_that_is_named_serves_or_is_an_error(tmp_path, broken):
+    path = tmp_path / "another.so"
+    if broken:
+        path.write_text("no library")
+    done = imported_with(BERTRON_CPU_LIBRARY=str(path), BERTRON_CPU_KERNELS="")
+    assert done.returncode == 1
+    assert f"BERTRON_CPU_LIBRARY is '{path}', but the library does not load: {path}" in done.stderr
+    eager = imported_with(BERTRON_CPU_LIBRARY=str(path), BERTRON_CPU_KERNELS="eager")
+    assert eager.stdout.strip() == "eager", eager.stderr
 
 
-def test_a_library_that_does_not_load_is_told(tmp_path):
-    broken = tmp_path / "broken.so"
-    broken.write_text("no library")
-    done = imported_with(BERTRON_CPU_LIBRARY=str(broken), BERTRON_CPU_KERNELS="")
-    assert done.stdout.strip() == "eager"
-    assert "broken.so does not load, PyTorch's operators serve" in done.stderr
+def test_instructions_that_are_named_serve_or_are_an_error():
+    # What PyTorch then says of a machine without AVX2.
+    no_avx2 = {"ATEN_CPU_CAPABILITY": "default", "BERTRON_CPU_LIBRARY": ""}
+    done = imported_with(BERTRON_CPU_KERNELS="avx2", **no_avx2)
+    assert "BERTRON_CPU_KERNELS is 'avx2', but the library does not load: PyTorch's" in done.stderr
+    assert imported_with(BERTRON_CPU_KERNELS="", **no_avx2).stdout.strip() == "eager"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")

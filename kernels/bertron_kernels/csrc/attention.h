@@ -52,7 +52,7 @@ void pack_keys(const Head<T>& h, int64_t words, uint32_t* out) {
         const T* values = keys + i * h.stride + w * per_word;
         if (i >= count) block[i] = vi{};
         else if constexpr (per_word == 1) block[i] = reinterpret_cast<vi>(load(values));
-        else block[i] = load(reinterpret_cast<const int32_t*>(values));
+        else block[i] = load_words(values);
       }
       transpose(block);
 #pragma GCC unroll 16
@@ -151,10 +151,11 @@ void attend(const Head<T>& h, float scale, Sums<Dot>& sums_of) {
       vf high = splat(-INFINITY);
       for (int64_t c = 0; c < h.length; c += kLanes)
         high = vmax(of_keys(load(row + c), c, -INFINITY), high);
-      const vf offset = splat(largest(high) * to_exponent);
+      // Subtracted first: a fused x * scale - offset rounds the offset alone, 2e9 by 64.
+      const vf highest = splat(largest(high));
       vf total{};
       for (int64_t c = 0; c < h.length; c += kLanes) {
-        const vf p = of_keys(exp2_of(load(row + c) * to_exponent - offset), c, 0.f);
+        const vf p = of_keys(exp2_of((load(row + c) - highest) * to_exponent), c, 0.f);
         total += p;
         if constexpr (per_word == 1) store(row + c, p);
         else store(reinterpret_cast<bf16*>(weights + i * (padded / 2)) + c, p);

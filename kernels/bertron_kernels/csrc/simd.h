@@ -22,6 +22,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * kLanes)));
 typedef uint8_t vb __attribute__((vector_size(kLanes)));
 typedef vf vf_u __attribute__((aligned(4)));
 typedef vi vi_u __attribute__((aligned(4)));
+typedef vi vi_of_bf16 __attribute__((aligned(2)));
 typedef vh vh_u __attribute__((aligned(2)));
 typedef vb vb_u __attribute__((aligned(1)));
 
@@ -71,6 +72,8 @@ BERTRON_INLINE vf load(const bf16* p) {
 #endif
   return reinterpret_cast<vf>(reinterpret_cast<vi>(wide) << 16);
 }
+// Two bf16 a lane; a row of odd length, or its neighbour, starts between two 32-bit words.
+BERTRON_INLINE vi load_words(const bf16* p) { return *reinterpret_cast<const vi_of_bf16*>(p); }
 BERTRON_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_u*>(p) = v; }
 
 // Round to nearest, ties to even; a NaN stays one.
@@ -126,10 +129,10 @@ BERTRON_INLINE void store_some(T* p, vf v, int64_t left) {
   left >= kLanes ? store(p, v) : store_part(p, v, left);
 }
 
-// 2^x. Cody and Waite: 2^round(x) by the exponent field, 2^rest by its Taylor series, whose seventh
-// term is below half an ulp for |rest| <= 1/2. Held to 2^-126 .. 2^127; a NaN stays one.
+// 2^x for x <= 0. Cody and Waite: 2^round(x) by the exponent field, 2^rest by its Taylor series,
+// whose seventh term is below half an ulp for |rest| <= 1/2. At least 2^-126; a NaN stays one.
 BERTRON_INLINE vf exp2_of(vf x) {
-  x = vmax(splat(-126.f), vmin(splat(127.f), x));
+  x = vmax(splat(-126.f), x);
   const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
   const vf whole = (x + magic) - magic;
   const vf t = x - whole;
