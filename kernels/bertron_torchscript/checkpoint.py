@@ -348,7 +348,11 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
         return (single,)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        weight_map = read_json(index).get("weight_map", {})
+        files = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+        if not all(isinstance(name, str) for name in files):
+            raise ExportError(f"{index}: weight_map is no JSON object of file names")
+        names = sorted(set(files))
         missing = [name for name in names if not (directory / name).is_file()]
         if missing or not names:
             raise ExportError(f"{index}: names {missing or 'no files'}, not in the directory")

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from bertron_torchscript.checkpoint import encoder_config, read_checkpoint
 from bertron_torchscript.errors import ExportError
+from bertron_torchscript.weights import read_safetensors
+from safetensors.torch import load_file, save_file
 from tiny_checkpoints import make_checkpoint
 
 
@@ -156,6 +159,48 @@ def test_a_missing_file_is_named(directory, name):
 def test_a_pickle_is_never_read(directory):
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
     with pytest.raises(ExportError, match=r"pytorch_model\.bin is a pickle.*never read"):
+        read_checkpoint(str(directory))
+
+
+def in_two_files(directory):
+    """The checkpoint's weights as a large one has them; its tensors."""
+    whole = directory / "model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    weight_map = {}
+    for part in (0, 1):
+        name = f"model-0000{part + 1}-of-00002.safetensors"
+        own = {key: tensors[key] for key in sorted(tensors)[part::2]}
+        save_file(own, directory / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(own, name)
+    write_index(directory, weight_map)
+    return tensors
+
+
+def write_index(directory, weight_map):
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}), "utf-8")
+
+
+def test_weights_in_several_files_are_all_read(directory):
+    tensors = in_two_files(directory)
+    read = read_safetensors(read_checkpoint(str(directory)).weight_files)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[key], tensors[key]) for key in tensors)
+
+
+def test_a_part_that_is_missing_is_named(directory):
+    in_two_files(directory)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ExportError, match=r"index\.json: names \['model-00002-of-00002"):
+        read_checkpoint(str(directory))
+
+
+@pytest.mark.parametrize("weight_map", [[], 7, {"a": 7}, {"a": ["b"]}])
+def test_an_index_that_is_none_is_named(directory, weight_map):
+    in_two_files(directory)
+    write_index(directory, weight_map)
+    with pytest.raises(ExportError, match=r"index\.json: weight_map is no JSON object of file"):
         read_checkpoint(str(directory))
 
 
