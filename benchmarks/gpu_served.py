@@ -261,7 +261,7 @@ def measure_all(
     with budget.enforced(), tempfile.TemporaryDirectory(prefix="bertron-served-") as folder:
         checkpoint, repository = Path(folder) / "checkpoint", Path(folder) / "models"
         write_checkpoint(checkpoint)
-        export(str(checkpoint), repository, pooling="mean", normalize=True)
+        export(str(checkpoint), repository, pooling="mean", normalize=True, tokenizer="file")
         expected = expected_vectors(checkpoint, texts, torch.device(DEVICE))
         trial = Trial(repository, texts, expected, add, note)
         for setting in SETTINGS[:1] if quick else SETTINGS:

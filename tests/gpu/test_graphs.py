@@ -41,7 +41,7 @@ MODELS = (("bert", "float16"), ("bert", "float32"), ("bert", "bfloat16"), ("robe
 
 
 def exported(directory: Path, source: Path, dtype: str | None, **options) -> Path:
-    export(str(source), directory, dtype=dtype, **options)
+    export(str(source), directory, dtype=dtype, tokenizer="file", **options)
     return directory / "bert" / "1"
 
 

@@ -77,7 +77,7 @@ def served(tmp_path_factory):
     """An encoder that overlaps nothing, one that overlaps all, and the kernels that did."""
     directory = tmp_path_factory.mktemp("overlap")
     source = make_checkpoint(directory / "source", **SIZES)
-    export(str(source), directory / "models", dtype="float16")
+    export(str(source), directory / "models", dtype="float16", tokenizer="file")
     sm = capability(torch.cuda.current_device())
     measured = {
         (epilogue, sm, outputs, inputs, bucket.tokens): tile
