@@ -23,7 +23,7 @@ import numpy as np
 EMBEDDING_SIZE = 16
 MAX_TOKENS = 12
 MAX_CHARACTERS = 1000
-MAX_REQUEST_CHARACTERS = 2000
+MAX_REQUEST_CHARACTERS = 6000
 VERSION = "2.51.0-fake"
 MODEL = "text_embedding"
 STEPS = ("tokenizer", "bert")  # of the ensemble
