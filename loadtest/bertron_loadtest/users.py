@@ -22,6 +22,7 @@ from gevent.pool import Group
 from locust import User, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
+from locust.user.task import LOCUST_STATE_STOPPING, LOCUST_STATE_WAITING
 
 from bertron_loadtest.answers import MIN_COSINE, AnswerCheck, KnownVectors
 from bertron_loadtest.callers import Caller, open_caller, outcome_of
@@ -184,6 +185,17 @@ class EmbedUser(User):  # type: ignore[misc] # locust is not typed
         self._mine = Group()
         self._next_s = recorder.clock.now()
         self._wait_for_next()
+
+    def stop(self, force: bool = False) -> bool:
+        """Stop after the present call; whether the user was killed at once.
+
+        Locust kills a user that waits for its next task. Ours wait for no time, and the kill meets
+        those that have gone on meanwhile in the middle of a call, which then never ends.
+        """
+        if not force and self._state == LOCUST_STATE_WAITING:  # type: ignore[has-type]
+            self._state = LOCUST_STATE_STOPPING
+            return False
+        return bool(super().stop(force))
 
     def on_stop(self) -> None:
         """Let its calls end, which they do within their deadline, and close it."""

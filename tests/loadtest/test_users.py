@@ -64,3 +64,64 @@ def test_an_answer_long_after_the_deadline_is_none(timeout_s, outcome):
         timeout=60,
     )
     assert done.stdout.split()[:1] == [outcome], done.stderr
+
+
+STOPPED_BETWEEN_CALLS = """
+import itertools
+from types import SimpleNamespace
+
+import gevent
+import numpy as np
+from bertron_loadtest import users
+from gevent.event import AsyncResult
+from gevent.pool import Group
+from locust.env import Environment
+
+pending = []
+
+
+def embed(texts):
+    pending.append(AsyncResult())
+    return pending[-1].get()
+
+
+def answer_all():
+    while pending:
+        pending.pop().set(SimpleNamespace(vectors=np.ones((1, 2), np.float32), tokens=3))
+
+
+class Asking(users.EmbedUser):
+    caller_name = "raw-grpc"
+
+    def on_start(self):
+        self._caller = SimpleNamespace(embed=embed, close=lambda: None)
+        self._calls, self._is_open, self._mine = itertools.repeat(["a"]), False, Group()
+
+
+users.EmbedUser.workload = SimpleNamespace(name="short")
+users.EmbedUser.answer_check = SimpleNamespace(check=lambda texts, vectors: None)
+environment = Environment(user_classes=[Asking], parsed_options=SimpleNamespace(timeout_s=5))
+group = Group()
+asking = [Asking(environment) for _ in range(8)]
+for user in asking:
+    user.start(group)
+while len(pending) < len(asking):
+    gevent.sleep(0.01)
+answer_all()
+while not all(user._state == "waiting" for user in asking):
+    gevent.sleep(0)
+for user in asking:
+    user.stop(force=False)
+for _ in range(10):
+    gevent.sleep(0.01)
+    answer_all()
+assert group.join(timeout=5)
+print(users.recorder.sent, len(users.recorder.samples))
+"""
+
+
+def test_users_that_are_stopped_between_two_calls_leave_none_behind():
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_BETWEEN_CALLS], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["8", "8"], done.stderr
