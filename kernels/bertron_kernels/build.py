@@ -1,6 +1,6 @@
 """Compiles the CPU library: ``python -m bertron_kernels.build``.
 
-Needs g++ and the installed torch, and takes a minute at most. Without it the ops run on PyTorch's
+Needs g++ and the installed torch, and takes about a minute. Without it the ops run on PyTorch's
 own operators. One library holds every instruction set and chooses when it is loaded, so what was
 built on one x86-64 machine runs on another.
 """
